@@ -1,0 +1,3 @@
+from fewstep_restoration.metrics.gmsd import gmsd as gmsd
+from fewstep_restoration.metrics.laplacian import laplacian_ratio as laplacian_ratio
+from fewstep_restoration.metrics.random_features import RandomFeatureDistance as RandomFeatureDistance

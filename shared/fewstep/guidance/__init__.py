@@ -1,0 +1,1 @@
+from fewstep.guidance.cfg import CFG as CFG

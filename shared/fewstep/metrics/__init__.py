@@ -1,0 +1,10 @@
+from fewstep.metrics.energy_distance import energy_distance as energy_distance
+from fewstep.metrics.frechet import frechet_distance as frechet_distance
+from fewstep.metrics.frechet import frechet_from_moments as frechet_from_moments
+from fewstep.metrics.mmd import mmd as mmd
+from fewstep.metrics.psnr import luma as luma
+from fewstep.metrics.psnr import psnr_rgb as psnr_rgb
+from fewstep.metrics.psnr import psnr_y as psnr_y
+from fewstep.metrics.sliced_wasserstein import sliced_wasserstein as sliced_wasserstein
+from fewstep.metrics.ssim import ssim as ssim
+from fewstep.metrics.ssim import ssim_y as ssim_y

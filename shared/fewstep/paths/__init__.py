@@ -1,0 +1,11 @@
+from fewstep.paths.base import Coeffs as Coeffs
+from fewstep.paths.base import Path as Path
+from fewstep.paths.base import expand as expand
+from fewstep.paths.cosine import Cosine as Cosine
+from fewstep.paths.ddpm import DDPM as DDPM
+from fewstep.paths.edm import EDM as EDM
+from fewstep.paths.edm import VE as VE
+from fewstep.paths.rectified_flow import RectifiedFlow as RectifiedFlow
+from fewstep.paths.residual_shift import ResidualShift as ResidualShift
+from fewstep.paths.trig import Trig as Trig
+from fewstep.paths.vp import VP as VP

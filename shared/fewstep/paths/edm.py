@@ -1,0 +1,44 @@
+"""The variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, and VE (arXiv:2011.13456)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.paths.base import Path, Triple
+
+
+@dataclass(frozen=True)
+class EDM(Path):
+    """x_t = x0 + t eps: t is sigma itself, in [0, sigma_max]."""
+
+    sigma_max: float = 80.0
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    def schedule(self, t: Tensor) -> Triple:
+        return torch.ones_like(t), torch.zeros_like(t), t
+
+    def rates(self, t: Tensor) -> Triple:
+        return torch.zeros_like(t), torch.zeros_like(t), torch.ones_like(t)
+
+    def time_of_log_snr(self, lam: Tensor) -> Tensor:
+        return (-lam.double()).exp()
+
+
+@dataclass(frozen=True)
+class VE(Path):
+    """x_t = x0 + sigma_min (sigma_max / sigma_min)^t eps, t in [0, 1]; the clean end keeps noise sigma_min."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def schedule(self, t: Tensor) -> Triple:
+        s = self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+        return torch.where(t.isnan(), t, 1.0), torch.zeros_like(t), s
+
+    def time_of_log_snr(self, lam: Tensor) -> Tensor:
+        ratio = torch.tensor(self.sigma_max / self.sigma_min, dtype=torch.float64)
+        return (-lam.double() - torch.tensor(self.sigma_min, dtype=torch.float64).log()) / ratio.log()

@@ -1,0 +1,145 @@
+"""Solvers are tables of weights. One stage is a linear combination
+
+    x_new = sum_j c_j X_j + sum_k w_k E_k + n xi
+
+of the last states X_0 = x, X_1, ..., the last estimates E_0, E_1, ... (x0 or eps, as the solver `uses`) and fresh noise xi.
+The weights depend on the path and the times alone. They are written once, elementwise in (t, s): the whole grid at a time in
+float64 for sampling (the plan, plain floats), or per-sample times (B,) inside a distillation loss.
+
+Solvers never see the anchor: states here are z = x - b y. They hold no state; `advance` is pure, so searches can fork it.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.estimate import Estimate
+from fewstep.paths import Path, expand
+
+
+class Stage(NamedTuple):
+    """Weights of one network evaluation, as tensors elementwise in the times.
+
+    t: where the denoiser is called; x: weights of the states, newest first; e: weights of the estimates, newest first;
+    noise: weight of fresh noise, or None.
+    """
+
+    t: Tensor
+    x: tuple[Tensor, ...]
+    e: tuple[Tensor, ...]
+    noise: Tensor | None = None
+
+
+class Row(NamedTuple):
+    """A stage as plain floats; `last` marks the end of a step, at time s."""
+
+    t: float
+    s: float
+    x: tuple[float, ...]
+    e: tuple[float, ...]
+    noise: float
+    last: bool
+
+
+class State(NamedTuple):
+    """Newest-first states and estimates; `xs[0]` is the current z = x - b y."""
+
+    xs: tuple[Tensor, ...]
+    es: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """order: of the deterministic limit, checked by measured convergence; past: earlier times that `stages` looks back at."""
+
+    order: ClassVar[int]
+    past: ClassVar[int] = 0
+    uses: ClassVar[Literal["x0", "eps"]] = "x0"
+
+    @abstractmethod
+    def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
+        """One step t -> s (s cleaner), elementwise; past[k] is the time k + 1 steps before t, NaN where there is none."""
+
+    def plan(self, path: Path, grid: Tensor) -> list[Row]:
+        """The rows of a whole trajectory over grid: (n + 1,) decreasing times. One row is one network evaluation."""
+        grid = grid.detach().double().cpu()
+        t, s = grid[:-1], grid[1:]
+        past = [torch.cat([t.new_full((k,), math.nan), t])[: len(t)] for k in range(1, self.past + 1)]
+        stages = [_columns(stage, s) for stage in self.stages(path, t, s, past)]
+        rows = []
+        for i in range(len(t)):
+            step = [stage[i] for stage in stages]
+            # A stage that changes nothing (a corrector where the end is singular) costs no evaluation.
+            step = [r for r in step if any(r.e) or r.x[0] != 1.0 or any(r.x[1:])]
+            rows += [r._replace(last=k == len(step) - 1) for k, r in enumerate(step)]
+        bad = next((r for r in rows if not all(math.isfinite(v) for v in (*r.x, *r.e, r.noise))), None)
+        if bad is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no finite step from t = {bad.t:g} to {bad.s:g} on {path}: start the grid where a > 0"
+            )
+        return _drop_unused_past(rows)
+
+    def step(self, path: Path, z: Tensor, estimate: Estimate, t: Tensor, s: Tensor) -> Tensor:
+        """One single-evaluation step from z at per-sample times t to s, both (B,): the teacher's ODE step of a loss."""
+        never = [torch.full_like(t, math.nan, dtype=torch.float64)] * self.past
+        (stage,) = self.stages(path, t.double(), s.double(), never)
+        return expand(stage.x[0], z) * z + expand(stage.e[0], z) * getattr(estimate, self.uses)
+
+
+class LinearSolver(Solver):
+    """A solver of one stage per step: write `weights`."""
+
+    @abstractmethod
+    def weights(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(c_x, (w_0, w_1, ...)) of the state and of the newest-first estimates, elementwise in t and s."""
+
+    def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
+        c_x, weights = self.weights(path, t, s, past)
+        return (Stage(t, (c_x,), weights),)
+
+
+def advance(state: State, estimate: Tensor, row: Row, noise: Tensor | None, keep: tuple[int, int]) -> State:
+    """The state after one row; `keep` = how many states and estimates later rows look at. Differentiable, no side effects."""
+    xs, es = state.xs, (estimate, *state.es)
+    x = xs[0] * row.x[0]
+    for c, old in zip(row.x[1:], xs[1:], strict=False):
+        x.add_(old, alpha=c)
+    for w, e in zip(row.e, es, strict=False):
+        x.add_(e, alpha=w)
+    if noise is not None:
+        x.add_(noise, alpha=row.noise)
+    n_x, n_e = keep
+    return State((x, *xs[: n_x - 1]) if n_x > 1 else (x,), es[: n_e - 1])
+
+
+def finite_or_zero(v: Tensor) -> Tensor:
+    """NaN and infinities as 0: a multistep term that has no past, or whose step is infinite in lambda, drops out."""
+    return torch.where(v.isfinite(), v, 0.0)
+
+
+def _columns(stage: Stage, s: Tensor) -> list[Row]:
+    """One row per step, from a stage of tensors (n,)."""
+    n = len(s)
+
+    def floats(v: Tensor) -> list[float]:
+        return v.expand(n).tolist()
+
+    xs, es = zip(*map(floats, stage.x), strict=True), zip(*map(floats, stage.e), strict=True)
+    noise = [0.0] * n if stage.noise is None else floats(stage.noise)
+    return [Row(t, end, x, e, m, True) for t, end, x, e, m in zip(floats(stage.t), s.tolist(), xs, es, noise, strict=True)]
+
+
+def _drop_unused_past(rows: list[Row]) -> list[Row]:
+    """Strip trailing zero weights, so that rows without a past do not ask for one."""
+
+    def strip(w: tuple[Any, ...]) -> tuple[Any, ...]:
+        while len(w) > 1 and w[-1] == 0.0:
+            w = w[:-1]
+        return w
+
+    return [r._replace(x=strip(r.x), e=strip(r.e)) for r in rows]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.signal import convolve2d
 
-from fewstep.metrics import luma, psnr_y
+from fewstep.metrics import psnr_y
 from fewstep_restoration.metrics import RandomFeatureDistance, gmsd, laplacian_ratio
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def image(batch=2, height=48, width=56, seed=0):
 
 def blur(x, sigma):
     offset = torch.arange(-8, 9, dtype=x.dtype)
-    kernel = torch.exp(-(offset**2) / (2 * sigma**2)).expand(3, 1, 1, 17) / torch.exp(-(offset**2) / (2 * sigma**2)).sum()
+    kernel = torch.softmax(-(offset**2) / (2 * sigma**2), 0).expand(3, 1, 1, 17)
     x = F.conv2d(F.pad(x, (8, 8, 8, 8), mode="reflect"), kernel, groups=3)
     return F.conv2d(x, kernel.transpose(2, 3), groups=3)
 
@@ -64,7 +64,7 @@ def test_bad_images_are_named(metric):
 def test_gmsd_follows_the_published_filters(size):
     # Matlab: conv2(Y, ones(2)/4, 'same')(1:2:end, 1:2:end), then conv2 with Prewitt / 3, 'same'.
     def gradient(rgb):
-        y = luma(rgb)[0, 0].numpy()
+        y = np.tensordot([0.299, 0.587, 0.114], (rgb[0] * 255).round().numpy(), 1)
         # 'same' of an even filter starts one later in Matlab than in scipy.
         y = convolve2d(y, np.ones((2, 2)) / 4, mode="full")[1:, 1:][::2, ::2]
         prewitt = np.array([[1, 0, -1]] * 3) / 3
@@ -123,8 +123,9 @@ def test_random_features_have_a_gradient():
 
 @pytest.mark.data
 def test_set5_bicubic_x4_baseline():
+    from fewstep_restoration.resize import matlab_bicubic
+
     Image = pytest.importorskip("PIL.Image")
-    resize = pytest.importorskip("fewstep_restoration.resize")
     if not SET5.is_dir():
         pytest.skip(f"{SET5} is absent")
     psnr, proxies = {}, []
@@ -132,14 +133,15 @@ def test_set5_bicubic_x4_baseline():
     for path in sorted(SET5.glob("*.png")):
         hr = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None].double() / 255
         hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
-        lr = (resize.matlab_bicubic(hr, 1 / 4).clamp(0, 1) * 255).round() / 255
-        up = resize.matlab_bicubic(lr, 4)
+        lr = (matlab_bicubic(hr, 1 / 4).clamp(0, 1) * 255).round() / 255
+        up = matlab_bicubic(lr, 4)
         psnr[path.stem] = psnr_y(up, hr).item()
         proxies.append([gmsd(up, hr).item(), laplacian_ratio(up, hr).item(), features(up, hr).item()])
     expected = {"baby": 31.79, "bird": 30.19, "butterfly": 22.10, "head": 31.62, "woman": 26.47}
     assert psnr == pytest.approx(expected, abs=0.006)
     assert sum(psnr.values()) / 5 == pytest.approx(28.431, abs=0.002)
     mean_gmsd, mean_ratio, mean_features = np.mean(proxies, axis=0)
-    assert mean_gmsd == pytest.approx(0.105, abs=0.003)
-    assert mean_ratio == pytest.approx(0.18, abs=0.02)
+    assert mean_gmsd == pytest.approx(0.1050, abs=0.0002)
+    # The specification's 0.18 fits the ratio of set averages, 0.181; the mean of the ratios is 0.190.
+    assert mean_ratio == pytest.approx(0.18, abs=0.015)
     assert mean_features > 0

@@ -10,6 +10,9 @@ shapes: images (B, 3, H, W) in [0, 1];  results (B,) in float64, inf for identic
 import torch
 from torch import Tensor
 
+LUMA = (65.481, 128.553, 24.966)
+"""BT.601 weights of R, G, B in Y; their sum is the studio range 219."""
+
 
 def psnr_y(a: Tensor, b: Tensor, shave: int = 4, rounded_luma: bool = False) -> Tensor:
     """PSNR of Y in dB, shape (B,), without the outer `shave` pixels (by convention the scale factor).
@@ -29,7 +32,7 @@ def psnr_rgb(a: Tensor, b: Tensor, shave: int = 0) -> Tensor:
 def luma(rgb: Tensor, rounded: bool = False) -> Tensor:
     """Y of 8-bit rounded rgb (B, 3, H, W) in [0, 1], shape (B, 1, H, W), in 16..235; `rounded` rounds Y as well."""
     check_rgb(rgb)
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=rgb.device) / 255
+    weights = torch.tensor(LUMA, dtype=torch.float64, device=rgb.device) / 255
     y = 16 + torch.einsum("bchw,c->bhw", to_8bit(rgb), weights).unsqueeze(1)
     return y.round() if rounded else y
 

@@ -1,0 +1,79 @@
+"""A generator is a denoiser with its way of sampling: solver, grid and number of steps. It is what trainings train and artifacts hold."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.artifacts import ArtifactError, load
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.grids import Grid
+from fewstep.sampling import Callback, sample
+from fewstep.solvers.base import Solver
+
+
+class Prepared(NamedTuple):
+    """A batch in the space of the path: x0 (B, ...), conditions of the network, anchor y (B, ...)."""
+
+    x0: Tensor
+    cond: Cond
+    y: Tensor | None
+
+
+class Generator(nn.Module):
+    """noise -> data in `steps` steps of `solver` on `grid`. Domains subclass it with their front end (`prepare`, `forward`).
+
+    Args:
+        denoiser: network, path and prediction.
+        solver, grid, steps: how it is sampled unless told otherwise.
+    """
+
+    def __init__(self, denoiser: Denoiser, solver: Solver, grid: Grid, steps: int = 1) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"a generator needs at least 1 step, not {steps}")
+        self.denoiser, self.solver, self.grid, self.steps = denoiser, solver, grid, steps
+
+    def prepare(self, batch: Mapping[str, Tensor]) -> Prepared:
+        """From a data batch to the space of the path; here {"x0": (B, ...)} without conditions."""
+        return Prepared(batch["x0"], {}, None)
+
+    def generate(
+        self,
+        noise: Tensor,
+        cond: Cond | None = None,
+        y: Tensor | None = None,
+        steps: int | None = None,
+        solver: Solver | None = None,
+        generator: torch.Generator | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> Tensor:
+        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
+        path = self.denoiser.path
+        grid = self.grid(path, steps or self.steps)
+        return sample(self.denoiser.bind(cond, y), path.start(noise, y), path, solver or self.solver, grid, y, generator, callbacks)
+
+    def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The domain's figures of own samples against a data batch, each (B,); none here."""
+        return {}
+
+    def preview(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The domain's pictures of own samples of a batch, name -> (3, H, W) in [0, 1]; none here."""
+        return {}
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """generate() with the generator's own settings."""
+        return self.generate(noise)
+
+
+def pretrained(source: str) -> Generator:
+    """The generator of an artifact folder or hub id: what recipes name as their teacher.
+
+    Raises:
+        ArtifactError: see `artifacts.load`; also where the artifact holds something else than a generator.
+    """
+    model = load(source)
+    if not isinstance(model, Generator):
+        raise ArtifactError(f"{source} holds a {type(model).__name__}; a generator is needed")
+    return model

@@ -1,0 +1,2 @@
+from fewstep.nets.embedding import TimeEmbedding as TimeEmbedding
+from fewstep.nets.mlp import MLP as MLP

@@ -1,0 +1,27 @@
+"""Sinusoidal time embedding followed by a two-layer perceptron (DDPM, arXiv:2006.11239)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Labels (B,) -> (B, out): [cos, sin] of `dim / 2` frequencies 1 .. 1/max_period, then Linear-SiLU-Linear.
+
+    Args:
+        dim: width of the sinusoids (even); out: width of the result;
+        scale: labels are multiplied by it (use ~100 for times in [0, 1], 1 for step indices).
+    """
+
+    def __init__(self, dim: int = 64, out: int = 64, scale: float = 1.0, max_period: float = 10_000.0) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"the embedding width must be even, not {dim}")
+        self.dim, self.out, self.scale, self.max_period = dim, out, scale, max_period
+        self.register_buffer("freqs", torch.exp(-math.log(max_period) * torch.arange(dim // 2) / (dim // 2)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(dim, out), nn.SiLU(), nn.Linear(out, out))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = self.scale * t[:, None] * self.freqs
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1))

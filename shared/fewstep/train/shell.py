@@ -1,0 +1,162 @@
+"""The Lightning shell of every training: seeds, optimises, schedules, clips and logs. No mathematics here.
+
+Rules (each was measured): optimisation is manual; the `iteration` buffer counts batches and is what stopping, saving, averaging
+and logging follow; every iteration seeds its randomness from (seed, rank, iteration), so a killed run resumes bit for bit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from fewstep.train.schedules import Constant, Schedule
+
+Batch = Mapping[str, Tensor]
+Terms = dict[str, Tensor]
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient became NaN or infinite; one line with the term and the iteration."""
+
+
+def iteration_seed(seed: int, rank: int, iteration: int) -> int:
+    """One 63-bit seed per (run seed, rank, iteration), mixed so that neighbouring iterations share nothing (splitmix64)."""
+    z = (seed * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9 + iteration * 0x94D049BB133111EB + 0x2545F4914F6CDD1D) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = ((z ^ (z >> shift)) * factor) % 2**64
+    return (z ^ (z >> 31)) >> 1
+
+
+def scheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Remember each group's learning rate as `base_lr`, which schedules multiply."""
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
+
+
+class Shell(L.LightningModule, ABC):
+    """One trained network `student`, one optimiser. Subclasses write `loss`, and `evaluate` for validation.
+
+    Args:
+        student: the network (or denoiser, or generator) that is trained, averaged and saved.
+        iterations: batches to train on; training stops there.
+        optimizer: parameters -> optimizer.
+        schedule: factor on its learning rate at each iteration.
+        grad_clip: largest gradient norm.
+        seed: run seed of the per-iteration randomness.
+    """
+
+    automatic_optimization = False
+    iteration: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        iterations: int,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        grad_clip: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, not {iterations}")
+        self.student, self.iterations, self.optimizer = student, iterations, optimizer
+        self.schedule, self.grad_clip, self.seed = schedule or Constant(), grad_clip, seed
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
+        self.done = 0  # the buffer as a plain integer
+        self.latest: dict[str, float] = {}  # what the progress bar shows
+        self.averaged: nn.Module | None = None  # set by the EMA callback
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Terms:
+        """Named scalars whose sum is minimised."""
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Validation figures of one batch, each (B,), computed with `model` in place of the student."""
+        return {}
+
+    def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Pictures to log at validation: name -> (3, H, W) in [0, 1]."""
+        return {}
+
+    def figures(self) -> dict[str, float]:
+        """Further scalars for the log (gaps, margins): read when logging, not at every iteration."""
+        return {}
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimiser step with the randomness of this iteration."""
+        torch.manual_seed(iteration_seed(self.seed, self.global_rank, self.done))
+        terms = self.loss(batch)
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        norm = self.minimise(terms, optimizer, self.student.parameters())
+        self.done += 1
+        self.iteration += 1
+        if self.done % self.trainer.log_every_n_steps == 0 or self.done == self.iterations:
+            lr = optimizer.param_groups[0]["lr"]
+            self.record({f"train/{k}": v for k, v in terms.items()} | {"train/grad_norm": norm, "train/lr": lr})
+        if self.done >= self.iterations:
+            self.trainer.should_stop = True
+
+    def minimise(self, terms: Terms, optimizer: LightningOptimizer, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Backward, clip, scheduled step; returns the gradient norm before clipping."""
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            bad = [k for k, v in terms.items() if not torch.isfinite(v)] or list(terms)
+            raise NonFiniteLoss(f"loss `{', '.join(bad)}` is {total.item()} at iteration {self.done}: lower the learning rate or check the data")
+        self.manual_backward(total)
+        norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+        factor = self.schedule(self.done, self.iterations)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return scheduled(self.optimizer([p for p in self.student.parameters() if p.requires_grad]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.done = int(checkpoint["state_dict"]["iteration"])
+
+    # --- logging and validation -------------------------------------------------------------------------------------
+
+    def record(self, values: Mapping[str, Tensor | float]) -> None:
+        """Send scalars to the loggers against the iteration, and to the progress bar."""
+        numbers = {k: float(v) for k, v in {**values, **self.figures()}.items()}
+        self.latest |= numbers
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=self.done)
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        # The same noise at every validation; training is not disturbed, since each of its iterations reseeds.
+        torch.manual_seed(iteration_seed(self.seed, self.global_rank, -1 - batch_idx))
+        model = self.averaged or self.student
+        for name, values in self.evaluate(model, batch).items():
+            self._sums.setdefault(name, []).append(values.detach().float().cpu().reshape(-1))
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self._show(self.preview(model, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        means = {f"val/{k}": torch.cat(v).mean() for k, v in self._sums.items()}
+        for name, value in means.items():
+            self.log(name, value, sync_dist=True)
+        if not self.trainer.sanity_checking:
+            self.record(means)
+
+    def _show(self, pictures: Mapping[str, Tensor]) -> None:
+        for logger in self.loggers:
+            board = getattr(logger, "experiment", None)
+            if hasattr(board, "add_image"):
+                for name, picture in pictures.items():
+                    board.add_image(name, picture, global_step=self.done)  # pyright: ignore

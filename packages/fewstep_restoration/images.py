@@ -211,8 +211,8 @@ def _decode_tiff(data: bytes) -> tuple[Pixels, bytes | None, bytes | None]:
     from PIL import Image
 
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
-        page: Any = tif.pages[0]
-        pages = 1 + sum(not other.is_reduced for other in list(tif.pages)[1:])  # thumbnails do not count
+        every: list[Any] = list(tif.pages)
+        page, pages = every[0], 1 + sum(not other.is_reduced for other in every[1:])  # thumbnails do not count
         bits, kind, layout = page.bitspersample, page.sampleformat, page.photometric
         profile = page.tags.get(34675)
         if pages > 1:
@@ -229,7 +229,8 @@ def _decode_tiff(data: bytes) -> tuple[Pixels, bytes | None, bytes | None]:
                 pixels = _shallow(im)
     icc = None if profile is None or layout == 5 else bytes(profile.value)
     words = Image.Exif()
-    words.load(data)
+    if data[2:4] not in (b"+\0", b"\0+"):  # Pillow finds EXIF in a classic TIFF only, not in a BigTIFF
+        words.load(data)
     for tag in list(words):
         if tag not in _TIFF_WORDS:
             del words[tag]

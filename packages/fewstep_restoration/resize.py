@@ -4,7 +4,8 @@
     centres    output i sits at source coordinate (i + 0.5) / scale - 0.5
     borders    MATLAB mirrors with the edge pixel repeated (... b a | a b c ...); torch renormalises instead
 
-Inside the image torch's antialiased bicubic is MATLAB's; mirroring before and cropping after makes the borders equal too.
+Inside the image torch's antialiased bicubic is MATLAB's; mirroring before and cropping after makes the borders
+equal too.
 
 shapes: x (B, C, H, W) -> (B, C, ceil(H scale), ceil(W scale))
 """

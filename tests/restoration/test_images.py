@@ -119,7 +119,7 @@ def test_other_programs_read_what_is_written(tmp_path, suffix, bits, grey, alpha
         np.testing.assert_array_equal(out, expected[..., order])
 
 
-@pytest.mark.parametrize(("height", "width"), itertools.product([1, 2, 31], repeat=2))
+@pytest.mark.parametrize(("height", "width"), list(itertools.product([1, 2, 31], repeat=2)))
 def test_odd_sizes(tmp_path, height, width):
     for bits, suffix in ((8, ".png"), (16, ".png"), (8, ".tif"), (16, ".tif")):
         before = Photo(tensor(picture(3, np.uint8 if bits == 8 else np.uint16, height, width)), bits=bits)
@@ -225,7 +225,7 @@ def test_orientation_of_16_bits(tmp_path, kind, orientation):
 def test_16_bit_tiff_layouts(tmp_path):
     x, path = picture(4, np.uint16), tmp_path / "x.tif"
     tifffile.imwrite(path, x[..., 0], photometric="miniswhite")
-    assert torch.equal(read_photo(path).rgb[0], 1 - tensor(x)[0])
+    assert torch.equal(read_photo(path).rgb[0], tensor(65535 - x)[0])
     tifffile.imwrite(path, x, photometric="rgb", extrasamples=["unspecified"])
     assert read_photo(path).alpha is None and torch.equal(read_photo(path).rgb, tensor(x)[:3])
     times = np.concatenate([x[..., :3] * (x[..., 3:] / 65535.0), x[..., 3:]], -1).round().astype(np.uint16)
@@ -238,6 +238,10 @@ def test_16_bit_tiff_layouts(tmp_path):
     cv2.imwrite(str(path), np.ascontiguousarray(x[..., 2::-1]))  # LZW
     assert torch.equal(read_photo(path).rgb, tensor(x)[:3])
     tifffile.imwrite(path, x[..., :3], photometric="rgb", bigtiff=True)
+    assert torch.equal(read_photo(path).rgb, tensor(x)[:3])
+    with tifffile.TiffWriter(path) as tif:  # a thumbnail is no second picture
+        tif.write(x[..., :3], photometric="rgb")
+        tif.write(x[::4, ::4, :3], photometric="rgb", subfiletype=1)
     assert torch.equal(read_photo(path).rgb, tensor(x)[:3])
 
 
@@ -273,7 +277,7 @@ def tiff(pixels, **options):
 def bad_files():
     big, deep = picture(3, height=64, width=64), picture(3, np.uint16, height=64, width=64)
     gif = encoded("GIF", picture())
-    frames = [Image.fromarray(picture(height=9 + 0 * i) + np.uint8(i)) for i in range(2)]
+    frames = [Image.fromarray(picture(height=9) + np.uint8(i)) for i in range(2)]
     webp, pages = io.BytesIO(), io.BytesIO()
     frames[0].save(webp, "WEBP", save_all=True, append_images=frames[1:])
     frames[0].save(pages, "TIFF", save_all=True, append_images=frames[1:])
@@ -303,7 +307,7 @@ def bad_files():
     yield "half16.png", data[: len(data) // 2], ""
 
 
-@pytest.mark.parametrize(("name", "data", "words"), bad_files(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("name", "data", "words"), list(bad_files()), ids=lambda v: v if isinstance(v, str) else "")
 def test_bad_files_are_errors_that_name_the_file(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ImageError) as caught:

@@ -96,7 +96,7 @@ def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(ImageError, match="missing"):
         PhotoPairs.from_folder(tmp_path / "missing")
     pairs = PhotoPairs([save(tmp_path / "tiny.png", 10, 10)])
-    with pytest.warns(UserWarning, match="tiny"), pytest.raises(ImageError, match="tiny.png"):
+    with pytest.warns(UserWarning, match="tiny"), pytest.raises(ImageError, match=r"tiny\.png"):
         pairs.draw(0, generator())
     for scale, crop in ((4, 90), (0, 8), (4, 0)):
         with pytest.raises(ValueError, match="multiple of scale"):

@@ -130,7 +130,7 @@ class Shell(L.LightningModule, ABC):
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Send scalars to the loggers against the iteration, and to the progress bar."""
-        numbers = {k: float(v) for k, v in {**values, **self.figures()}.items()}
+        numbers = {k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in {**values, **self.figures()}.items()}
         self.latest |= numbers
         for logger in self.loggers:
             logger.log_metrics(numbers, step=self.done)

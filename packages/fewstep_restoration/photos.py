@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep_restoration.images import ImageError, list_photos, read_photo
 from fewstep_restoration.resize import matlab_bicubic
 
-WHEEL_HELD_OUT = ("chelsea", "rocket")
+WHEEL_HELD_OUT = ("astronaut", "chelsea", "coffee")
 """Names in `wheel_photographs` kept for validation, chosen before any training; all others are for training."""
 
 _WHEEL_FILES = (
@@ -29,6 +29,7 @@ _WHEEL_FILES = (
 
 
 class _Pair(NamedTuple):
+    name: str
     hr: Tensor  # (3, H, W) uint8
     lr: Tensor  # (3, H/scale, W/scale) uint8
 
@@ -63,6 +64,11 @@ class PhotoPairs:
         """Number of usable photographs."""
         return len(self._pairs)
 
+    @property
+    def names(self) -> list[str]:
+        """File names (without suffix) of the usable photographs, in the order of the indices."""
+        return [pair.name for pair in self._pairs]
+
     def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A random aligned crop of photograph `index` in one of the 8 symmetries of the square.
 
@@ -96,7 +102,7 @@ class PhotoPairs:
                 what = f"{width} x {height} pixels, smaller than the crop"
                 warnings.warn(f"skipped: {path}: {what}; allowed: sides of at least {self.crop}", stacklevel=3)
                 continue
-            pairs.append(_make_pair(rgb, self.scale))
+            pairs.append(_make_pair(path.stem, rgb, self.scale))
         if not pairs:
             raise ImageError(
                 f"none of {len(self.paths)} files is usable, the first is {self.paths[0]}; "
@@ -119,13 +125,13 @@ def wheel_photographs() -> dict[str, Path]:
     return {Path(name).stem: folder / name for name in _WHEEL_FILES if (folder / name).is_file()}
 
 
-def _make_pair(rgb: Tensor, scale: int) -> _Pair:
+def _make_pair(name: str, rgb: Tensor, scale: int) -> _Pair:
     """(3, H, W) in [0, 1] -> uint8 pair, mod-cropped."""
     height, width = (n - n % scale for n in rgb.shape[-2:])
     hr = (rgb[:, :height, :width] * 255).round()
     # As MATLAB does on uint8: in double on 0..255 and halves away from zero, so that ties fall the same way.
     lr = (matlab_bicubic(hr[None].double(), 1 / scale)[0] + 0.5).floor().clamp(0, 255)
-    return _Pair(hr.to(torch.uint8), lr.to(torch.uint8))
+    return _Pair(name, hr.to(torch.uint8), lr.to(torch.uint8))
 
 
 def _below(n: int, generator: torch.Generator) -> int:

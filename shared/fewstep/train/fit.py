@@ -1,10 +1,15 @@
 """`fewstep fit | validate | test | predict -c recipe.yaml`: LightningCLI over Shell subclasses and data modules."""
 
+import logging
+import re
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentError
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from fewstep.train.shell import Shell
 
@@ -14,9 +19,13 @@ class RecipeError(ValueError):
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI whose parse errors are one line."""
+    """LightningCLI whose parse errors are one line, and whose checkpoints are loaded without unpickling objects."""
 
-    def parse_arguments(self, parser, args) -> None:  # noqa: ANN001 - Lightning's own signature
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if "weights_only" in parser.groups.get("weights_only", ()) or any(a.dest == "weights_only" for a in parser._actions):
+            parser.set_defaults({"weights_only": True})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, TypeError, ValueError) as err:
@@ -24,15 +33,40 @@ class RecipeCLI(LightningCLI):
 
 
 def one_line(err: BaseException) -> str:
-    """The telling lines of a nested parser error, joined: which key, what was wrong."""
+    """The telling lines of a nested parser error, joined: which key, what was wrong, what is allowed."""
     lines = [line.strip(" -\t") for line in str(err).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("Given value type", "Subclass types", "usage:", "tip:"))]
-    return "; ".join(telling[:4])[:600]
+    skip = ("Given value", "Subclass types", "usage:", "tip:", "Problem with given class_path", "Does not validate against any")
+    return re.sub(r"\s+", " ", "; ".join([line for line in lines if line and not line.startswith(skip)][:4]))[:500]
 
 
-def main(args: Sequence[str]) -> None:
+def quiet() -> None:
+    """Silence what a user cannot act on: Lightning's device report and tips, and warnings about its own internals."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in ("LightningCLI's args", "`isinstance\\(treespec", ".*does not have many workers", "The `srun`", ".*log_every_n_steps"):
+        warnings.filterwarnings("ignore", message=text)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|lightning")
+
+
+def main(args: Sequence[str]) -> int:
     """Run one LightningCLI subcommand."""
-    RecipeCLI(
+    quiet()
+    for a, b in zip(args, [*args[1:], ""], strict=True):
+        name = b if a in {"-c", "--config"} else a.partition("=")[2] if a.startswith(("--config=", "-c=")) else None
+        if name is not None and not Path(name).is_file():
+            raise RecipeError(f"recipe {name} does not exist (`fewstep recipes` lists the shipped ones)")
+    _cli(list(args), run=True)
+    return 0
+
+
+def instantiate(recipe: Path, overrides: Sequence[str] = ()) -> RecipeCLI:
+    """The model, data module and trainer of a recipe as `.model`, `.datamodule`, `.trainer`, nothing run yet."""
+    quiet()
+    return _cli([f"--config={recipe}", *overrides], run=False)
+
+
+def _cli(args: list[str], run: bool) -> RecipeCLI:
+    return RecipeCLI(
         Shell,
         L.LightningDataModule,
         subclass_mode_model=True,
@@ -41,5 +75,6 @@ def main(args: Sequence[str]) -> None:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         parser_kwargs={"exit_on_error": False},
-        args=list(args),
+        args=args,
+        run=run,
     )

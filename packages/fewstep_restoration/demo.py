@@ -1,0 +1,294 @@
+"""`fewstep demo restoration`: train a small ResShift teacher on photographs, distil it to one evaluation, compare, report."""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import fewstep
+from fewstep import recipes
+from fewstep.command import UsageError
+from fewstep.distill import TrajectoryRegression
+from fewstep.metrics import psnr_rgb, psnr_y, ssim_y
+from fewstep.report import Curve, Report
+from fewstep.train.checkpoints import Checkpoints
+from fewstep.train.fit import instantiate
+from fewstep.train.history import History
+from fewstep.train.progress import TrainingBar, bar
+from fewstep.train.shell import Shell
+from fewstep_restoration.metrics import gmsd, laplacian_ratio
+from fewstep_restoration.photos import PhotoPairs
+from fewstep_restoration.super_resolver import SuperResolver
+
+SHARE = {"teacher": 0.5, "student": 0.42}  # of the training time; the rest is the comparison
+EVALUATIONS = (1, 2, 3, 5, 8, 15)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole demo; the report folder appears only when everything is in it."""
+    out, start, console = Path(args.out), time.perf_counter(), Console(stderr=True)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").is_file())):
+        raise UsageError(f"{out} exists and is not an earlier demo report: give another --out")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        data = [f"--data.init_args.seed={args.seed}"]
+        data += [f"--data.init_args.folder={args.data}"] if args.data else []
+        data += [f"--data.init_args.held_out={args.held_out}"] if args.held_out else []
+        console.print(f"[bold]fewstep demo[/]: x4 super-resolution, about {args.minutes:g} minutes of training on {torch.get_num_threads()} threads")
+        teacher = _train("teacher", "restoration/resshift_small", data, args, work, console)
+        source = f"--model.init_args.teacher.init_args.source={work / 'teacher'}"
+        student = _train("student", "restoration/resshift_small_onestep", [*data, source], args, work, console)
+        figures = compare(cast(SuperResolver, fewstep.load(work / "teacher")), cast(SuperResolver, fewstep.load(work / "student")), student.held_out, args.seed)
+        metrics = {
+            "fewstep": fewstep.__version__,
+            "seed": args.seed,
+            "threads": torch.get_num_threads(),
+            "data": args.data or "photographs of the scikit-image package",
+            "held_out": student.held_out.names,
+            "training": {"teacher": teacher.facts, "student": student.facts},
+            "methods": figures.methods,
+            "seconds": time.perf_counter() - start,
+        }
+        _write(work, metrics, figures, teacher, student)
+        if out.exists():
+            shutil.rmtree(out)
+        work.chmod(0o755)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    _summary(console, metrics, out)
+    if args.json:
+        print(json.dumps(metrics, indent=2))
+    return 0
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """What one stage leaves for the report."""
+
+    facts: dict[str, Any]
+    curves: dict[str, tuple[list[float], list[float]]]
+    held_out: PhotoPairs
+
+
+def _train(name: str, recipe: str, overrides: Sequence[str], args: argparse.Namespace, work: Path, console: Console) -> Trained:
+    """Run a shipped recipe within its share of the time; leaves the artifact in work/name."""
+    runs, file = work / f"{name}-run", recipes.find(recipe)
+    options = [*overrides, f"--model.init_args.seed={args.seed}", f"--trainer.default_root_dir={runs}", "--trainer.logger=false"]
+    with console.status(f"{name}: measuring this machine"):
+        precision, pace = _pace(file, options)
+    iterations = max(20, int(args.minutes * 60 * SHARE[name] / pace))
+    options += [f"--model.init_args.iterations={iterations}", f"--trainer.precision={precision}", "--trainer.log_every_n_steps=10"]
+    cli = instantiate(file, [*options, f"--trainer.val_check_interval={-(-iterations // 5)}"])
+    log = History()
+    cli.trainer.loggers = [log]
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, TrainingBar):
+            callback.name = name
+        if isinstance(callback, Checkpoints):
+            callback.every = iterations
+    began, cpu = time.perf_counter(), time.process_time()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    facts = {
+        "recipe": recipe,
+        "iterations": iterations,
+        "precision": precision,
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "parameters": sum(p.numel() for p in cli.model.student.parameters()),
+        "photographs": cli.datamodule.train.names,
+    }
+    (runs / "last").rename(work / name)
+    shutil.rmtree(runs)
+    return Trained(facts, log.curves, cli.datamodule.val)
+
+
+def _pace(recipe: Path, options: Sequence[str]) -> tuple[str, float]:
+    """The faster of float32 and bfloat16 autocast here (CPUs differ by a factor of five), and its seconds per iteration."""
+    cli = instantiate(recipe, [*options, "--model.init_args.iterations=1"])
+    shell: Shell = cli.model
+    cli.datamodule.setup("fit")
+    batches = iter(cli.datamodule.train_dataloader())
+    warm, batch = next(batches), next(batches)
+    if isinstance(shell, TrajectoryRegression):
+        # The steady state: a full ring, to which each iteration adds a few pairs.
+        shell.pool.size = len(batch["lr"])
+    paces = {}
+    for precision, dtype in (("32-true", None), ("bf16-mixed", torch.bfloat16)):
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            sum(shell.loss(warm).values()).backward()
+            start = time.perf_counter()
+            for _ in range(3):
+                sum(shell.loss(batch).values()).backward()
+        paces[precision] = (time.perf_counter() - start) / 3
+    best = min(paces, key=lambda k: paces[k])
+    return best, 1.1 * paces[best]  # optimiser, averaging and data loading
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """figures: method -> mean over the held-out photographs; pictures: photograph -> method -> (H, W, 3) uint8."""
+
+    methods: dict[str, dict[str, float]]
+    pictures: dict[str, dict[str, Any]]
+
+
+def compare(teacher: SuperResolver, student: SuperResolver, held_out: PhotoPairs, seed: int) -> Comparison:
+    """Bicubic, the teacher at several numbers of evaluations and the student, all from the same noise per photograph.
+
+    psnr_y, ssim_y, gmsd, laplacian_ratio against the original; agreement = RGB PSNR against the teacher's full trajectory.
+    """
+    scores: dict[str, list[dict[str, float]]] = {}
+    pictures: dict[str, dict[str, Any]] = {}
+    slow = f"teacher {teacher.steps}"
+    with torch.no_grad(), bar() as progress:
+        task = progress.add_task("comparing", total=len(held_out), figures="")
+        for i, name in enumerate(held_out.names):
+            pair = held_out.whole(i)
+            lr, hr = pair["lr"][None], unit(pair["hr"][None])
+            noise = student.noise(lr, torch.Generator().manual_seed(seed * 1000 + i))
+            outputs = {"bicubic": (unit(teacher.anchor(lr, teacher.scale)), 0.0)}
+            for n in sorted({*EVALUATIONS, teacher.steps}):
+                outputs[f"teacher {n}"] = _timed(teacher, lr, n, noise)
+            outputs["student 1"] = _timed(student, lr, 1, noise)
+            for method, (image, seconds) in outputs.items():
+                row = {
+                    "psnr_y": psnr_y(image, hr, shave=teacher.scale),
+                    "ssim_y": ssim_y(image, hr, shave=teacher.scale),
+                    "gmsd": gmsd(image, hr),
+                    "laplacian_ratio": laplacian_ratio(image, hr),
+                    "agreement": psnr_rgb(image, outputs[slow][0]),
+                }
+                scores.setdefault(method, []).append({k: v.item() for k, v in row.items()} | {"seconds": seconds})
+            shown = {m: outputs[m][0] for m in ("bicubic", "teacher 1", slow, "student 1")} | {"original": hr}
+            pictures[name] = {m: _pixels(v) for m, v in shown.items()}
+            progress.update(task, advance=1, figures=name)
+    means = {m: {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]} for m, rows in scores.items()}
+    del means[slow]["agreement"]  # with itself
+    return Comparison(means, pictures)
+
+
+def _timed(model: SuperResolver, lr: Tensor, steps: int, noise: Tensor) -> tuple[Tensor, float]:
+    """(image in [0, 1], seconds): the faster of two runs, since the first one may still be setting up."""
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        image = unit(model(lr, steps=steps, noise=noise))
+        best = min(best, time.perf_counter() - start)
+    return image, best
+
+
+def unit(x: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clamped."""
+    return ((x + 1) / 2).clamp(0, 1)
+
+
+def _pixels(image: Tensor) -> Any:
+    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8 array."""
+    return (image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, metrics: dict[str, Any], figures: Comparison, teacher: Trained, student: Trained) -> None:
+    """metrics.json, pictures/*.png and index.html."""
+    from PIL import Image
+
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (folder / "pictures").mkdir()
+    for name, images in figures.pictures.items():
+        for method, pixels in images.items():
+            Image.fromarray(pixels).save(folder / "pictures" / f"{name}-{method.replace(' ', '-')}.png")
+    _report(metrics, figures, teacher, student).write(folder / "index.html")
+
+
+def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, student: Trained) -> Report:
+    m = figures.methods
+    slow = _slow(m)
+    one, full, bicubic, untaught = m["student 1"], m[slow], m["bicubic"], m["teacher 1"]
+    report = Report("One evaluation instead of fifteen", "A ResShift teacher for x4 super-resolution, distilled to a one-step student on this machine.")
+    report.headline(
+        [
+            (f"{full['seconds'] / one['seconds']:.1f}x", "faster", f"{one['seconds']:.2f} s a photograph instead of {full['seconds']:.2f} s"),
+            (f"{one['agreement']:.1f} dB", "agreement with the teacher", f"{untaught['agreement']:.1f} dB before distillation"),
+            (f"{one['psnr_y'] - full['psnr_y']:+.2f} dB", "PSNR-Y against the teacher's samples", f"{one['psnr_y']:.2f} and {full['psnr_y']:.2f} dB"),
+            (f"{metrics['seconds'] / 60:.1f} min", "all of it", f"{metrics['threads']} CPU threads, seed {metrics['seed']}"),
+        ]
+    )
+    for name, images in figures.pictures.items():
+        report.compare(f"{name}: input and student", ("bicubic enlargement of the input", images["bicubic"]), ("student, one evaluation", images["student 1"]))
+        zoom = {label: detail(images[label], images["original"]) for label in images}
+        report.gallery(f"{name}: the most detailed part", list(zoom.items()), note="The same crop of every method.", zoom=2)
+    steps = [n for n in EVALUATIONS if f"teacher {n}" in m]
+    for key, label, note in (
+        ("psnr_y", "PSNR-Y (dB)", "One evaluation of the teacher is the mean of all plausible pictures: high PSNR, little detail. Its samples trade PSNR for detail."),
+        ("agreement", "agreement with the full teacher (dB)", "RGB PSNR between an output and the teacher's full trajectory from the same noise."),
+    ):
+        curve = Curve("teacher", [n for n in steps if key in m[f"teacher {n}"]], [m[f"teacher {n}"][key] for n in steps if key in m[f"teacher {n}"]])
+        dot = Curve("student", [1], [one[key]], style="markers")
+        report.curves(f"{label} against network evaluations", [curve, dot], "network evaluations", label, note=note, levels={"bicubic": bicubic[key]})
+    report.curves("Training loss", [Curve(n, *_smooth(*t.curves[f"train/{k}"])) for n, t, k in (("teacher", teacher, "denoising"), ("student", student, "distill"))], "iteration", "loss", log_y=True)
+    if "val/agreement" in student.curves:
+        report.curves("Agreement while the student trains", [Curve("student", *student.curves["val/agreement"])], "iteration", "dB, in the space of the path")
+    columns = ["method", "PSNR-Y", "SSIM-Y", "GMSD", "detail ratio", "agreement", "seconds"]
+    keys = ("psnr_y", "ssim_y", "gmsd", "laplacian_ratio", "agreement", "seconds")
+    rows = [[name, *(f"{v[k]:.3f}" if k in v else "" for k in keys)] for name, v in m.items()]
+    note = "Means over the held-out photographs. Detail ratio: mean |Laplacian| relative to the original (1 is right). The number is the evaluations used."
+    report.table("All figures", columns, rows, note=note, emphasise=len(rows) - 1)
+    facts = [
+        f"{name}: recipe {t.facts['recipe']}, {t.facts['parameters']:,} parameters, {t.facts['iterations']} iterations ({t.facts['precision']}) "
+        f"in {t.facts['seconds']:.0f} s ({t.facts['cpu_seconds']:.0f} CPU seconds) on {', '.join(t.facts['photographs'][:12])}"
+        for name, t in (("Teacher", teacher), ("Student", student))
+    ]
+    report.text("How it was made", [*facts, f"Held out: {', '.join(metrics['held_out'])}. Data: {metrics['data']}. One seed ({metrics['seed']})."])
+    return report
+
+
+def _slow(methods: dict[str, Any]) -> str:
+    """The teacher with most evaluations."""
+    return max((m for m in methods if m.startswith("teacher")), key=lambda m: int(m.split()[1]))
+
+
+def detail(pixels: Any, original: Any, side: int = 128) -> Any:
+    """The crop of `pixels` where the original varies most."""
+    luma = original.astype(float).mean(-1)
+    busy = abs(luma[1:, 1:] - luma[:-1, 1:]) + abs(luma[1:, 1:] - luma[1:, :-1])
+    h, w = busy.shape
+    best = max(((busy[i : i + side, j : j + side].sum(), i, j) for i in range(0, max(1, h - side), 16) for j in range(0, max(1, w - side), 16)))
+    return pixels[best[1] : best[1] + side, best[2] : best[2] + side]
+
+
+def _smooth(x: list[float], y: list[float], width: int = 9) -> tuple[list[float], list[float]]:
+    """Running mean over `width` log points."""
+    means = [sum(y[max(0, i - width + 1) : i + 1]) / len(y[max(0, i - width + 1) : i + 1]) for i in range(len(y))]
+    return x, means
+
+
+def _summary(console: Console, metrics: dict[str, Any], out: Path) -> None:
+    m = metrics["methods"]
+    one, full, untaught = m["student 1"], m[_slow(m)], m["teacher 1"]
+    console.print(
+        f"[bold]student, 1 evaluation[/]: {full['seconds'] / one['seconds']:.1f}x faster than {_slow(m)}; agreement with it {one['agreement']:.2f} dB "
+        f"({untaught['agreement']:.2f} before); PSNR-Y {one['psnr_y']:.2f} dB (teacher {full['psnr_y']:.2f}, bicubic {m['bicubic']['psnr_y']:.2f})"
+    )
+    console.print(f"report: {out / 'index.html'}   try: fewstep upscale PHOTO OUT.png --model {out / 'student'}")

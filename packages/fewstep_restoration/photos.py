@@ -20,7 +20,7 @@ from fewstep_restoration.images import ImageError, list_photos, read_photo
 from fewstep_restoration.resize import matlab_bicubic
 
 WHEEL_HELD_OUT = ("astronaut", "chelsea", "coffee")
-"""Names in `wheel_photographs` kept for validation, chosen before any training; all others are for training."""
+"""Kept for validation: the everyday photographs that are stored without loss and have no twin among the others."""
 
 _WHEEL_FILES = (
     *("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png"),

@@ -1,7 +1,8 @@
 """Denoiser = network + path + prediction: from (x_t, t) and conditions to an Estimate of (x0, eps)."""
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,51 +61,72 @@ def combine(kx: Tensor, x: Tensor, ko: Tensor, out: Tensor, ky: Tensor, y: Tenso
     return z if y is None else z + ky * y
 
 
+class Scalars(NamedTuple):
+    """The plain numbers of one time: the rows of Affine, and what the network sees, i x_t + j y, with its label."""
+
+    x0: tuple[float, float, float]
+    eps: tuple[float, float, float]
+    i: float
+    j: float
+    label: float
+
+
+@lru_cache(maxsize=1024)
+def tabulate(path: Path, prediction: Prediction, times: tuple[float, ...]) -> dict[float, Scalars]:
+    """Scalars of many times at once, in float64, remembered: nothing is left to compute per step."""
+    t = torch.tensor(times, dtype=torch.float64)
+    c = path.coeffs(t, t)
+    columns = (*prediction.affine(c), *prediction.input_scale(c), prediction.label(t, c))
+    rows = zip(*(v.expand(len(t)).tolist() for v in columns), strict=True)
+    return {time: Scalars(r[:3], r[3:6], *r[6:]) for time, r in zip(times, rows, strict=True)}
+
+
 class Bound:
-    """A denoiser with its conditions fixed. At float times all scalars come from a table made once per grid."""
+    """A denoiser with its conditions fixed. At float times all scalars come from a table."""
 
     def __init__(self, denoiser: Denoiser, cond: Cond | None, y: Tensor | None) -> None:
         self.denoiser, self.cond, self.y = denoiser, cond or {}, y
-        self._table: dict[float, tuple[float, ...]] = {}
+        self._table: dict[float, Scalars] = {}
         self._labels: dict[float, Tensor] = {}
+        self._like: tuple[object, ...] = ()
 
-    def prepare(self, times: Iterable[float], x: Tensor) -> None:
-        """Tabulate the scalars and labels of these times for states like x: nothing is left to compute per step."""
-        t = torch.tensor([v for v in times if v not in self._labels], dtype=torch.float64)
-        if not len(t):
-            return
-        prediction = self.denoiser.prediction
-        c = self.denoiser.path.coeffs(t, t)
-        columns = (*prediction.affine(c), *prediction.input_scale(c))
-        labels = prediction.label(t, c).to(x.device, x.dtype)[:, None].expand(len(t), len(x)).contiguous()
-        for time, *row, label in zip(t.tolist(), *(v.tolist() for v in columns), labels, strict=True):
-            self._table[time], self._labels[time] = tuple(row), label
+    def prepare(self, times: tuple[float, ...], x: Tensor) -> dict[float, Scalars]:
+        """Tabulate the scalars and labels of these times for states like x; returns the scalars."""
+        like = (x.shape[0], x.dtype, x.device)
+        if self._like != like:
+            self._labels, self._like = {}, like
+        table = tabulate(self.denoiser.path, self.denoiser.prediction, times)
+        self._table |= table
+        values = torch.tensor([table[t].label for t in times], dtype=x.dtype).to(x.device)
+        self._labels |= zip(times, values[:, None].expand(-1, x.shape[0]).contiguous().unbind(), strict=True)
+        return table
+
+    def output(self, x: Tensor, t: float) -> Tensor:
+        """The network's raw output at a float time."""
+        if t not in self._labels or self._like != (x.shape[0], x.dtype, x.device):
+            self.prepare((t,), x)
+        return self.calls((t,))[0](x)
+
+    def calls(self, times: tuple[float, ...]) -> list[Callable[[Tensor], Tensor]]:
+        """x -> raw output at each of the prepared times."""
+        net, cond, y = self.denoiser.net, self.cond, self.y
+
+        def call(i: float, j: float, label: Tensor) -> Callable[[Tensor], Tensor]:
+            if y is not None and j != 0.0:
+                return lambda x: net(torch.add(x * i, y, alpha=j), label, **cond)
+            return (lambda x: net(x, label, **cond)) if i == 1.0 else (lambda x: net(x * i, label, **cond))
+
+        return [call(self._table[t].i, self._table[t].j, self._labels[t]) for t in times]
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         if isinstance(t, Tensor):
             return self.denoiser(x, t, self.cond, self.y)
-        label = self._labels.get(t)
-        if label is None or label.shape[0] != x.shape[0] or label.dtype != x.dtype:
-            self._labels.pop(t, None)
-            self.prepare([t], x)
-            label = self._labels[t]
-        x0_x, x0_out, x0_y, eps_x, eps_out, eps_y, i, j = self._table[t]
-        y = self.y
-        out = self.denoiser.net(scaled(i, x, j, y), label, **self.cond)
-        return Estimate(lambda: weigh(x0_x, x, x0_out, out, x0_y, y), lambda: weigh(eps_x, x, eps_out, out, eps_y, y))
+        out = self.output(x, t)
+        row, y = self._table[t], self.y
+        return Estimate(lambda: weigh(row.x0, x, out, y), lambda: weigh(row.eps, x, out, y))
 
 
-def scaled(i: float, x: Tensor, j: float, y: Tensor | None) -> Tensor:
-    """i x + j y without touching x where i = 1, j = 0."""
-    if i != 1.0:
-        x = x * i
-    return x if y is None or j == 0.0 else torch.add(x, y, alpha=j)
-
-
-def weigh(kx: float, x: Tensor, ko: float, out: Tensor, ky: float, y: Tensor | None) -> Tensor:
-    """kx x + ko out + ky y for plain numbers, skipping terms whose weight is 0."""
-    if kx == 0.0:
-        z = out if ko == 1.0 else out * ko
-    else:
-        z = (x * kx).add_(out, alpha=ko)
-    return z if y is None or ky == 0.0 else torch.add(z, y, alpha=ky)
+def weigh(k: tuple[float, float, float], x: Tensor, out: Tensor, y: Tensor | None) -> Tensor:
+    """k[0] x + k[1] out + k[2] y for plain numbers."""
+    z = (x * k[0]).add_(out, alpha=k[1])
+    return z if y is None or k[2] == 0.0 else z.add_(y, alpha=k[2])

@@ -65,7 +65,10 @@ class Report:
 
     def headline(self, items: Sequence[tuple[str, str, str]]) -> None:
         """A row of cards with big figures, each (value, label, note)."""
-        cards = (f"<div><dd>{escape(value)}</dd><dt>{escape(label)}</dt>{_note(note)}</div>" for value, label, note in items)
+        cards = (
+            f'<div><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd><dd class="note">{escape(note)}</dd></div>'
+            for value, label, note in items
+        )
         self._add("", f'<dl class="cards">{"".join(cards)}</dl>')
 
     def text(self, heading: str, paragraphs: str | Sequence[str]) -> None:
@@ -92,6 +95,8 @@ class Report:
     ) -> None:
         """A chart; `levels` are labelled horizontal lines, such as the score of the teacher."""
         levels = levels or {}
+        if not curves:
+            raise ValueError(f"chart {heading!r} has no curve; give at least one")
         if log_x and any(min(c.x) <= 0 for c in curves):
             raise ValueError(f"chart {heading!r}: log_x needs every x above 0")
         names = ", ".join([*(c.label for c in curves), *levels])
@@ -232,13 +237,11 @@ def _svg(
     salt: str,
 ) -> str:
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Text stays text, in the font of the page.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11}):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
         ax = figure.add_subplot()
         if log_x:
             ax.set_xscale("log")
@@ -264,7 +267,7 @@ def _svg(
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r'<g id="[^"]*">', "<g>", svg)  # "axes_1" and such repeat from chart to chart, and nothing refers to them.
+    return re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" and such repeat from chart to chart, and nothing refers to them.
 
 
 def _axes(ax: "Axes", xs: Sequence[float], log_x: bool) -> None:
@@ -344,7 +347,7 @@ img { display: block; width: 100%; height: auto }
 
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr)); gap: 16px; margin: 0 }
 .cards > div { display: flex; flex-direction: column; padding: 20px 24px; background: var(--card); border-radius: 12px }
-.cards dd { margin: 0; font-size: 2.25rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; color: var(--accent) }
+.cards .value { order: -1; margin: 0; font-size: 2.25rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; color: var(--accent) }
 .cards dt { margin-top: 4px; font-weight: 600 }
 .cards .note { margin: 2px 0 0 }
 
@@ -352,7 +355,7 @@ img { display: block; width: 100%; height: auto }
 table { border-collapse: collapse; min-width: min(100%, 480px); font-variant-numeric: tabular-nums }
 th, td { padding: 9px 20px 9px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); font-weight: 400 }
 th:first-child { text-align: left }
-thead th { color: var(--soft); font-size: .875rem; font-weight: 600; vertical-align: bottom }
+thead th { white-space: normal; color: var(--soft); font-size: .875rem; font-weight: 600; vertical-align: bottom }
 .emphasised > * { background: var(--tint); font-weight: 650 }
 .emphasised > :first-child { box-shadow: inset 3px 0 var(--accent) }
 
@@ -369,9 +372,9 @@ summary { color: var(--soft); cursor: pointer; width: fit-content }
 .gallery figure { width: var(--w); max-width: 100% }
 figcaption { margin-top: 6px; font-size: .9rem; line-height: 1.4 }
 
-.compare { width: fit-content; max-width: 100% }
 .view { display: flex; flex-wrap: wrap; gap: 20px }
-.view figure { flex: 1 1 320px; max-width: var(--w) }
+.view figure { flex: 1 1 280px; max-width: var(--w) }
+.live { width: fit-content; max-width: 100% }
 .live .view { --at: 50%; display: block; position: relative; width: var(--w); max-width: 100%; aspect-ratio: var(--ratio);
   border-radius: 8px; overflow: hidden; cursor: ew-resize; touch-action: pan-y; user-select: none; -webkit-user-select: none }
 .live figure { position: absolute; inset: 0; max-width: none }
@@ -384,11 +387,19 @@ figcaption { margin-top: 6px; font-size: .9rem; line-height: 1.4 }
   box-shadow: 0 0 3px rgb(0 0 0 / .8); pointer-events: none }
 input[type=range] { width: 100%; margin: 10px 0 0; accent-color: var(--accent) }
 
-@media (max-width: 720px) {
+@media (max-width: 860px) {
   body { padding: 32px 16px 24px }
-  .wide { display: none }
-  .narrow { display: block; max-width: 480px }
   section { margin-top: 44px }
+  .wide { display: none }
+  .narrow { display: block; max-width: 520px }
+  .cards { grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px }
+  .cards > div { padding: 16px }
+  .cards .value { font-size: 1.75rem }
+  th, td { padding: 8px 10px 8px 8px }
+}
+@media (max-width: 480px) {
+  .gallery { gap: 12px }
+  .gallery figure:has(.pixels) { max-width: calc(50% - 6px) }
 }
 """
 

@@ -1,14 +1,15 @@
 """The one sampling loop: a denoiser, a start, a path, a solver and a time grid."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
+from fewstep.denoiser import Bound, Denoise, tabulate
 from fewstep.estimate import Estimate
 from fewstep.paths import Path
+from fewstep.prediction import Prediction
 from fewstep.solvers.base import Row, Solver, State, advance
 
 
@@ -22,12 +23,6 @@ class Callback:
     def on_step(self, x: Tensor, done: int, total: int, row: Row) -> bool:
         """After each finished step with x at time row.s; return True to stop early."""
         return False
-
-
-class Preparable(Protocol):
-    """Denoisers that can tabulate a grid's scalars beforehand (see denoiser.Bound)."""
-
-    def prepare(self, times: Iterable[float], x: Tensor) -> None: ...
 
 
 def sample(
@@ -54,39 +49,79 @@ def sample(
     Raises:
         ValueError: where the solver has no finite weights on this grid.
     """
-    rows = solver.plan(path, grid)
-    if hasattr(denoise, "prepare"):
-        denoise.prepare([row.t for row in rows], x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    rows, callbacks = solver.plan(path, grid), tuple(callbacks)
     keep = max(len(r.x) for r in rows), max(len(r.e) for r in rows)
-    uses, callbacks, total = solver.uses, tuple(callbacks), sum(r.last for r in rows)
-    shift = None if y is None else _shifts(path, rows, grid)
-    state, done = State((x if shift is None else torch.sub(x, y, alpha=shift[grid[0].item()]),)), 0  # pyright: ignore
+    if isinstance(denoise, Bound) and y is None and not callbacks:
+        return _folded(denoise, x, solver, rows, keep, generator)
+    if hasattr(denoise, "prepare"):
+        denoise.prepare(_times(rows), x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    shift = _Shift(path, rows, y)
+    state, done, total = State((shift.remove(x, rows[0].t),)), 0, sum(r.last for r in rows)
     for row in rows:
-        at = state.xs[0] if shift is None else torch.add(state.xs[0], y, alpha=shift[row.t])  # pyright: ignore
+        at = shift.add(state.xs[0], row.t)
         estimate = denoise(at, row.t)
         for callback in callbacks:
             estimate = callback.on_estimate(at, estimate, row)
         noise = None if row.noise == 0.0 else _randn_like(x, generator)
-        state = advance(state, estimate.x0 if uses == "x0" else estimate.eps, row, noise, keep)
-        if row.last:
-            done += 1
-            if callbacks and _stop(callbacks, state, done, total, row, shift, y):
-                break
-    z = state.xs[0]
-    return z if shift is None else torch.add(z, y, alpha=shift[row.s])  # pyright: ignore
+        state = advance(state, estimate.x0 if solver.uses == "x0" else estimate.eps, row, noise, keep)
+        done += row.last
+        if row.last and callbacks:
+            now = shift.add(state.xs[0], row.s)
+            if any([callback.on_step(now, done, total, row) for callback in callbacks]):
+                return now
+    return shift.add(state.xs[0], rows[-1].s)
 
 
-def _shifts(path: Path, rows: list[Row], grid: Tensor) -> dict[float, float]:
-    """b at every time of the plan."""
-    times = torch.tensor(sorted({grid[0].item(), *(r.t for r in rows), *(r.s for r in rows)}), dtype=torch.float64)
-    return dict(zip(times.tolist(), path.schedule(times)[1].tolist(), strict=True))
+def _folded(
+    denoise: Bound, x: Tensor, solver: Solver, rows: tuple[Row, ...], keep: tuple[int, int], generator: torch.Generator | None
+) -> Tensor:
+    """The loop over raw network outputs, for plain denoisers without anchor: no conversion is left per step."""
+    denoise.prepare(_times(rows), x)
+    rows = fold(rows, denoise.denoiser.path, denoise.denoiser.prediction, solver.uses)
+    keep, state = (max(keep), keep[1]), State((x,))
+    for row, call in zip(rows, denoise.calls(_times(rows)), strict=True):
+        noise = None if row.noise == 0.0 else _randn_like(x, generator)
+        state = advance(state, call(state.xs[0]), row, noise, keep)
+    return state.xs[0]
 
 
-def _stop(
-    callbacks: tuple[Callback, ...], state: State, done: int, total: int, row: Row, shift: dict[float, float] | None, y: Tensor | None
-) -> bool:
-    x = state.xs[0] if shift is None or y is None else torch.add(state.xs[0], y, alpha=shift[row.s])
-    return any([callback.on_step(x, done, total, row) for callback in callbacks])
+@lru_cache(maxsize=256)
+def fold(rows: tuple[Row, ...], path: Path, prediction: Prediction, uses: str) -> tuple[Row, ...]:
+    """The same plan over (states, network outputs): E_j = A_j X_j + B_j out_j was evaluated at the j-th last state X_j.
+
+    sum_j c_j X_j + sum_j w_j E_j  =  sum_j (c_j + w_j A_j) X_j + sum_j w_j B_j out_j
+    """
+    table = tabulate(path, prediction, _times(rows))
+    folded = []
+    for n, row in enumerate(rows):
+        c = list(row.x) + [0.0] * (len(row.e) - len(row.x))
+        outs = []
+        for j, w in enumerate(row.e):
+            a, b, _ = getattr(table[rows[n - j].t], uses)
+            c[j] += w * a
+            outs.append(w * b)
+        folded.append(row._replace(x=tuple(c), e=tuple(outs)))
+    return tuple(folded)
+
+
+def _times(rows: tuple[Row, ...]) -> tuple[float, ...]:
+    return tuple(r.t for r in rows)
+
+
+class _Shift:
+    """x = z + b y: the anchor is removed before a solver's step and added for the network."""
+
+    def __init__(self, path: Path, rows: tuple[Row, ...], y: Tensor | None) -> None:
+        self.y = y
+        if y is not None:
+            times = torch.tensor([v for r in rows for v in (r.t, r.s)], dtype=torch.float64)
+            self.b = dict(zip(times.tolist(), path.schedule(times)[1].tolist(), strict=True))
+
+    def add(self, z: Tensor, t: float) -> Tensor:
+        return z if self.y is None else torch.add(z, self.y, alpha=self.b[t])
+
+    def remove(self, x: Tensor, t: float) -> Tensor:
+        return x if self.y is None else torch.sub(x, self.y, alpha=self.b[t])
 
 
 def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -3,8 +3,6 @@
 The conversion between predictions is affine with the same x for both branches, so guiding x0, eps, v or u is identical.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -38,9 +36,8 @@ class Guided:
     def __init__(self, conditional: Denoise, unconditional: Denoise, cfg: float) -> None:
         self.conditional, self.unconditional, self.cfg = conditional, unconditional, cfg
 
-    def prepare(self, times: Iterable[float], x: Tensor) -> None:
+    def prepare(self, times: tuple[float, ...], x: Tensor) -> None:
         """Pass the grid on to both branches."""
-        times = list(times)
         for branch in (self.conditional, self.unconditional):
             if hasattr(branch, "prepare"):
                 branch.prepare(times, x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]

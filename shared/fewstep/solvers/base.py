@@ -13,7 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import lru_cache
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,24 +66,9 @@ class Solver(ABC):
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
         """One step t -> s (s cleaner), elementwise; past[k] is the time k + 1 steps before t, NaN where there is none."""
 
-    def plan(self, path: Path, grid: Tensor) -> list[Row]:
+    def plan(self, path: Path, grid: Tensor) -> tuple[Row, ...]:
         """The rows of a whole trajectory over grid: (n + 1,) decreasing times. One row is one network evaluation."""
-        grid = grid.detach().double().cpu()
-        t, s = grid[:-1], grid[1:]
-        past = [torch.cat([t.new_full((k,), math.nan), t])[: len(t)] for k in range(1, self.past + 1)]
-        stages = [_columns(stage, s) for stage in self.stages(path, t, s, past)]
-        rows = []
-        for i in range(len(t)):
-            step = [stage[i] for stage in stages]
-            # A stage that changes nothing (a corrector where the end is singular) costs no evaluation.
-            step = [r for r in step if any(r.e) or r.x[0] != 1.0 or any(r.x[1:])]
-            rows += [r._replace(last=k == len(step) - 1) for k, r in enumerate(step)]
-        bad = next((r for r in rows if not all(math.isfinite(v) for v in (*r.x, *r.e, r.noise))), None)
-        if bad is not None:
-            raise ValueError(
-                f"{type(self).__name__} has no finite step from t = {bad.t:g} to {bad.s:g} on {path}: start the grid where a > 0"
-            )
-        return _drop_unused_past(rows)
+        return _plan(self, path, tuple(grid.detach().double().tolist()))
 
     def step(self, path: Path, z: Tensor, estimate: Estimate, t: Tensor, s: Tensor) -> Tensor:
         """One single-evaluation step from z at per-sample times t to s, both (B,): the teacher's ODE step of a loss."""
@@ -107,14 +93,13 @@ def advance(state: State, estimate: Tensor, row: Row, noise: Tensor | None, keep
     """The state after one row; `keep` = how many states and estimates later rows look at. Differentiable, no side effects."""
     xs, es = state.xs, (estimate, *state.es)
     x = xs[0] * row.x[0]
-    for c, old in zip(row.x[1:], xs[1:], strict=False):
-        x.add_(old, alpha=c)
-    for w, e in zip(row.e, es, strict=False):
-        x.add_(e, alpha=w)
+    for j in range(1, len(row.x)):
+        x.add_(xs[j], alpha=row.x[j])
+    for k, w in enumerate(row.e):
+        x.add_(es[k], alpha=w)
     if noise is not None:
         x.add_(noise, alpha=row.noise)
-    n_x, n_e = keep
-    return State((x, *xs[: n_x - 1]) if n_x > 1 else (x,), es[: n_e - 1])
+    return State((x, *xs[: keep[0] - 1]), es[: keep[1] - 1])
 
 
 def finite_or_zero(v: Tensor) -> Tensor:
@@ -122,24 +107,39 @@ def finite_or_zero(v: Tensor) -> Tensor:
     return torch.where(v.isfinite(), v, 0.0)
 
 
+@lru_cache(maxsize=256)
+def _plan(solver: Solver, path: Path, times: tuple[float, ...]) -> tuple[Row, ...]:
+    """Solver.plan, remembered: solvers and paths are frozen, so the same grid has the same rows."""
+    grid = torch.tensor(times, dtype=torch.float64)
+    t, s = grid[:-1], grid[1:]
+    past = [torch.cat([t.new_full((k,), math.nan), t])[: len(t)] for k in range(1, solver.past + 1)]
+    stages = [_columns(stage, s) for stage in solver.stages(path, t, s, past)]
+    rows = []
+    for step in zip(*stages, strict=True):
+        # A stage that changes nothing (a corrector where the end is singular) costs no evaluation.
+        step = [r for r in step if any(r.e) or r.x[0] != 1.0 or any(r.x[1:])]
+        rows += [r._replace(last=k == len(step) - 1, x=_strip(r.x), e=_strip(r.e)) for k, r in enumerate(step)]
+    bad = next((r for r in rows if not all(math.isfinite(v) for v in (*r.x, *r.e, r.noise))), None)
+    if bad is not None:
+        raise ValueError(
+            f"{type(solver).__name__} has no finite step from t = {bad.t:g} to {bad.s:g} on {path}: start the grid where a > 0"
+        )
+    return tuple(rows)
+
+
 def _columns(stage: Stage, s: Tensor) -> list[Row]:
     """One row per step, from a stage of tensors (n,)."""
-    n = len(s)
 
     def floats(v: Tensor) -> list[float]:
-        return v.expand(n).tolist()
+        return v.expand(len(s)).tolist()
 
     xs, es = zip(*map(floats, stage.x), strict=True), zip(*map(floats, stage.e), strict=True)
-    noise = [0.0] * n if stage.noise is None else floats(stage.noise)
+    noise = [0.0] * len(s) if stage.noise is None else floats(stage.noise)
     return [Row(t, end, x, e, m, True) for t, end, x, e, m in zip(floats(stage.t), s.tolist(), xs, es, noise, strict=True)]
 
 
-def _drop_unused_past(rows: list[Row]) -> list[Row]:
-    """Strip trailing zero weights, so that rows without a past do not ask for one."""
-
-    def strip(w: tuple[Any, ...]) -> tuple[Any, ...]:
-        while len(w) > 1 and w[-1] == 0.0:
-            w = w[:-1]
-        return w
-
-    return [r._replace(x=strip(r.x), e=strip(r.e)) for r in rows]
+def _strip(w: tuple[float, ...]) -> tuple[float, ...]:
+    """Without trailing zeros, so that rows without a past do not ask for one."""
+    while len(w) > 1 and w[-1] == 0.0:
+        w = w[:-1]
+    return w

@@ -247,7 +247,8 @@ def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, stud
         curve = Curve("teacher", [n for n in steps if key in m[f"teacher {n}"]], [m[f"teacher {n}"][key] for n in steps if key in m[f"teacher {n}"]])
         dot = Curve("student", [1], [one[key]], style="markers")
         report.curves(f"{label} against network evaluations", [curve, dot], "network evaluations", label, note=note, levels={"bicubic": bicubic[key]})
-    report.curves("Training loss", [Curve(n, *_smooth(*t.curves[f"train/{k}"])) for n, t, k in (("teacher", teacher, "denoising"), ("student", student, "distill"))], "iteration", "loss", log_y=True)
+    for name, stage, term in (("Teacher", teacher, "denoising"), ("Student", student, "distill")):
+        report.curves(f"{name}: training loss", [Curve(term, *_smooth(*stage.curves[f"train/{term}"]))], "iteration", "loss (running mean)", log_y=True)
     if "val/agreement" in student.curves:
         report.curves("Agreement while the student trains", [Curve("student", *student.curves["val/agreement"])], "iteration", "dB, in the space of the path")
     columns = ["method", "PSNR-Y", "SSIM-Y", "GMSD", "detail ratio", "agreement", "seconds"]

@@ -26,6 +26,7 @@ from fewstep import __version__
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.ticker import Locator
 
     Picture: TypeAlias = bytes | np.ndarray
 
@@ -90,6 +91,7 @@ class Report:
         x_label: str,
         y_label: str,
         log_x: bool = False,
+        log_y: bool = False,
         note: str = "",
         levels: Mapping[str, float] | None = None,
     ) -> None:
@@ -97,14 +99,16 @@ class Report:
         levels = levels or {}
         if not curves:
             raise ValueError(f"chart {heading!r} has no curve; give at least one")
-        if log_x and any(min(c.x) <= 0 for c in curves):
+        if log_x and any(x <= 0 for c in curves for x in c.x):
             raise ValueError(f"chart {heading!r}: log_x needs every x above 0")
+        if log_y and any(y <= 0 for ys in (levels.values(), *(c.y for c in curves)) for y in ys):
+            raise ValueError(f"chart {heading!r}: log_y needs every y and every level above 0")
         names = ", ".join([*(c.label for c in curves), *levels])
         alt = escape(f"Chart of {y_label} against {x_label}: {names}.")
         charts = []
         for width, size in SIZES.items():
             # The salt keeps ids of different charts apart, and the same report the same file.
-            svg = _svg(curves, x_label, y_label, log_x, levels, size, salt=f"{len(self._parts)} {width}")
+            svg = _svg(curves, x_label, y_label, log_x, log_y, levels, size, salt=f"{len(self._parts)} {width}")
             charts.append(f'<div class="chart {width}" role="img" aria-label="{alt}">{svg}</div>')
         few = [(c.label, _number(x), _number(y)) for c in curves if len(c.x) <= FEW for x, y in zip(c.x, c.y, strict=True)]
         numbers = f"<details><summary>Numbers</summary>{_table(('', x_label, y_label), few)}</details>" if few else ""
@@ -232,6 +236,7 @@ def _svg(
     x_label: str,
     y_label: str,
     log_x: bool,
+    log_y: bool,
     levels: Mapping[str, float],
     size: tuple[float, float],
     salt: str,
@@ -245,6 +250,8 @@ def _svg(
         ax = figure.add_subplot()
         if log_x:
             ax.set_xscale("log")
+        if log_y:
+            ax.set_yscale("log")
         for i, curve in enumerate(curves):
             marked = _marked(curve)
             ax.plot(
@@ -259,7 +266,7 @@ def _svg(
         for i, value in enumerate(levels.values()):
             dashes = [float(d) for d in DASHES[i % len(DASHES)].split()]
             ax.axhline(value, color=INK, linewidth=1.2, linestyle=(0, dashes), zorder=1.5)
-        _axes(ax, sorted({x for c in curves for x in c.x}), log_x)
+        _axes(ax, sorted({x for c in curves for x in c.x}), log_x, log_y)
         ax.set_xlabel(x_label, parse_math=False, color=INK)
         ax.set_title(y_label, parse_math=False, color=INK, loc="left", fontsize="medium")  # level, above its axis: read without turning
         file = io.StringIO()
@@ -270,24 +277,36 @@ def _svg(
     return re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" and such repeat from chart to chart, and nothing refers to them.
 
 
-def _axes(ax: "Axes", xs: Sequence[float], log_x: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+def _axes(ax: "Axes", xs: Sequence[float], log_x: bool, log_y: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set(color=INK, alpha=0.4)
-    ax.tick_params(color=INK, labelcolor=INK, length=0, pad=6)
+    ax.tick_params(which="both", color=INK, labelcolor=INK, length=0, pad=6)
     ax.grid(color=INK, alpha=0.12, linewidth=0.8)
     ax.set_axisbelow(True)
-    ax.ticklabel_format(axis="y", useOffset=False)
     whole = all(float(x).is_integer() for x in xs)
     if whole and len(xs) <= 10:
         ax.set_xticks(_apart(xs, log_x))
-    elif log_x:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if xs[-1] < 1000 * xs[0] else (1,)))
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(7, integer=whole))
+        ax.xaxis.set_major_locator(_log_ticks(*ax.get_xlim()) if log_x else MaxNLocator(7, integer=whole))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    if log_y:
+        ax.yaxis.set_major_locator(_log_ticks(*ax.get_ylim()))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    else:
+        ax.ticklabel_format(axis="y", useOffset=False)
+
+
+def _log_ticks(low: float, high: float) -> "Locator":
+    """Plain steps within a decade, 1-2-5 over a few, powers of ten beyond."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if high < 10 * low:
+        return MaxNLocator(6, steps=(1, 2, 5, 10))
+    return LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
 
 
 def _apart(xs: Sequence[float], log: bool) -> list[float]:
@@ -345,9 +364,9 @@ img { display: block; width: 100%; height: auto }
 .pixels { image-rendering: pixelated }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 3px }
 
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr)); gap: 16px; margin: 0 }
-.cards > div { display: flex; flex-direction: column; padding: 20px 24px; background: var(--card); border-radius: 12px }
-.cards .value { order: -1; margin: 0; font-size: 2.25rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; color: var(--accent) }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 16px; margin: 0 }
+.cards > div { display: flex; flex-direction: column; padding: 20px; background: var(--card); border-radius: 12px }
+.cards .value { order: -1; margin: 0; font-size: 2rem; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; color: var(--accent) }
 .cards dt { margin-top: 4px; font-weight: 600 }
 .cards .note { margin: 2px 0 0 }
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 
 import numpy as np
@@ -77,6 +78,15 @@ def full_report(name="plain"):
     return report
 
 
+@cache
+def plain_html():
+    return full_report().html()
+
+
+def plain_page():
+    return Page(plain_html())
+
+
 def chart(curves, **options):
     report = Report("t")
     report.curves("h", curves, "evaluations", "score", **options)
@@ -84,7 +94,7 @@ def chart(curves, **options):
 
 
 def test_page_is_whole_and_asks_nothing_of_the_network():
-    html = full_report().html()
+    html = plain_html()
     page = Page(html)
     for _, attrs in page.elements:
         for name in ("src", "href", "xlink:href", "srcset", "data", "action", "style"):
@@ -100,7 +110,7 @@ def test_page_is_whole_and_asks_nothing_of_the_network():
 
 
 def test_parts_keep_their_order_and_text():
-    page = Page(full_report().html())
+    page = plain_page()
     assert page.text("title") == page.text("h1") == ["plain title"]
     assert page.text("h2") == [f"plain {part}" for part in ("heading", "scores", "chart", "pair", "crops")]
     assert page.text("dd") == ["plain value", "plain card note"] and page.text("dt") == ["plain label"]
@@ -108,14 +118,14 @@ def test_parts_keep_their_order_and_text():
 
 
 def test_markup_in_any_text_is_shown_and_never_run():
-    plain, evil = Page(full_report().html()), Page(full_report(EVIL).html())
+    plain, evil = plain_page(), Page(full_report(EVIL).html())
     assert [tag for tag, _ in evil.elements] == [tag for tag, _ in plain.elements]
     assert evil.text("h1") == [f"{EVIL} title"] and f"{EVIL} before" in evil.pictures()
     assert f"{EVIL} y" in evil.text("text") and f"{EVIL} level: 25.75" in evil.text("li")
 
 
 def test_pictures_come_back_pixel_for_pixel():
-    pictures = Page(full_report().html()).pictures()
+    pictures = plain_page().pictures()
     expected = {
         "plain before": picture(6, 8),
         "plain after": picture(24, 32),
@@ -145,14 +155,14 @@ def test_enlarged_pictures_keep_hard_pixels():
 
 
 def test_without_scripts_both_pictures_stand_and_the_slider_is_hidden():
-    page = Page(full_report().html())
+    page = plain_page()
     (slider,) = page.all("input")
     assert slider["type"] == "range" and "hidden" in slider and "plain before" in slider["aria-label"]
     assert "live" not in [a.get("class") for a in page.all("div")]
 
 
 def test_chart_shows_labels_levels_and_numbers():
-    page = Page(full_report().html())
+    page = plain_page()
     assert {"plain x", "plain y"} <= set(page.text("text"))
     assert page.text("li") == ["plain curve", "points", "plain level: 25.75"]
     assert {"20.5", "24.25", "26", "1", "2", "4"} <= set(page.text("td"))
@@ -179,10 +189,20 @@ def test_any_range_gives_a_chart_with_ticks(xs, log_x):
     assert any(re.fullmatch(r"[\d.e+-]+", text) for text in page.text("text"))
 
 
+@pytest.mark.parametrize(
+    ("ys", "expected"),
+    [([0.3, 0.45, 0.7], {"0.4", "0.5", "0.6"}), ([0.02, 0.3, 1.7], {"0.02", "0.05", "0.1", "1"}), ([1e-5, 3.0], {"1e-05", "0.001", "0.1"})],
+)
+def test_log_scale_of_scores_is_labelled_with_plain_numbers(ys, expected):
+    assert expected <= set(chart([Curve("c", range(len(ys)), ys)], log_y=True, levels={"level": ys[0]}).text("text"))
+
+
 def test_chart_follows_the_theme_of_the_page():
-    html = full_report().html()
+    html = plain_html()
     assert "#010203" not in html
-    paints = {p.lower() for p in re.findall(r"(?:fill|stroke): ?(#\w+|currentColor)", "".join(re.findall(r"<svg.*?</svg>", html, re.S)))}
+    paints = {
+        p.lower() for p in re.findall(r"(?:fill|stroke): ?(#\w+|currentColor)", "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL)))
+    }
     assert "currentcolor" in paints and not paints & {"#000000", "#ffffff"}
 
 
@@ -201,22 +221,22 @@ def test_numbers_that_are_not_finite_leave_a_gap():
 
 
 def test_one_row_is_emphasised():
-    rows = [a for a in Page(full_report().html()).all("tr") if a.get("class") == "emphasised"]
+    rows = [a for a in plain_page().all("tr") if a.get("class") == "emphasised"]
     assert len(rows) == 1
 
 
 def test_same_calls_give_the_same_file():
-    assert full_report().html() == full_report().html()
+    assert full_report().html() == plain_html()
 
 
 def test_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "new folder" / "ähnlich.html"
-    report = full_report("naïve 漢字")
-    report.gallery("", [("photo \udcff.png", picture(4, 4))])  # how Python holds a byte of a file name that is not UTF-8
+    report = full_report("naïve")
+    report.gallery("", [("漢字 \udcff.png", picture(4, 4))])  # how Python holds a byte of a file name that is not UTF-8
     assert report.write(path) == path
     first = path.read_text(encoding="utf-8")
     Page(first)
-    assert "naïve 漢字" in first and "photo ?.png" in first
+    assert "naïve title" in first and "漢字 ?.png" in first
     Report("other").write(path)
     assert "other" in path.read_text(encoding="utf-8") and os.listdir(path.parent) == [path.name]
     umask = os.umask(0)
@@ -248,6 +268,7 @@ def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         (lambda r: r.table("h", ["a"], [["1"]], emphasise=1), "rows 0 to 0"),
         (lambda r: r.curves("h", [], "x", "y"), "no curve"),
         (lambda r: r.curves("h", [Curve("c", [0, 1], [1, 2])], "x", "y", log_x=True), "above 0"),
+        (lambda r: r.curves("h", [Curve("c", [0, 1], [1, 2])], "x", "y", log_y=True, levels={"l": 0}), "log_y .* above 0"),
         (lambda r: Curve("c", [1, 2], [1]), "2 x and 1 y"),
         (lambda r: Curve("c", [], []), "at least one"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentError
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fewstep.train.shell import Shell
 
@@ -72,6 +72,7 @@ def _cli(args: list[str], run: bool) -> RecipeCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        save_config_callback=SaveConfigCallback if run else None,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         parser_kwargs={"exit_on_error": False},

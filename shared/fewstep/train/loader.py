@@ -1,7 +1,7 @@
 """Endless batches that are a pure function of (seed, rank, batch number): shuffled, sharded, and exact on resume."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,24 +17,34 @@ class Drawable(Protocol):
     def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]: ...
 
 
+class Endless(Protocol):
+    """A source of fresh samples, drawn a batch at a time."""
+
+    def batch(self, n: int, generator: torch.Generator) -> dict[str, Tensor]: ...
+
+
 class _Batches(Dataset[dict[str, Tensor]]):
     """Batch number k of one rank, made on request, so that worker processes can make them in any order."""
 
-    def __init__(self, data: Drawable, batch_size: int, seed: int, rank: int, ranks: int) -> None:
+    def __init__(self, data: Drawable | Endless, batch_size: int, seed: int, rank: int, ranks: int) -> None:
         self.data, self.batch_size, self.seed, self.rank, self.ranks = data, batch_size, seed, rank, ranks
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         first = (k * self.ranks + self.rank) * self.batch_size
-        return default_collate([self._draw(p) for p in range(first, first + self.batch_size)])
+        if hasattr(self.data, "batch"):
+            return cast(Endless, self.data).batch(self.batch_size, self._generator(first))
+        return default_collate([self._draw(cast(Drawable, self.data), p) for p in range(first, first + self.batch_size)])
 
-    def _draw(self, position: int) -> dict[str, Tensor]:
-        epoch, i = divmod(position, len(self.data))
+    def _draw(self, data: Drawable, position: int) -> dict[str, Tensor]:
+        epoch, i = divmod(position, len(data))
         if self._order[0] != epoch:
             shuffle = torch.Generator().manual_seed(iteration_seed(self.seed, -1, epoch))
-            self._order = epoch, torch.randperm(len(self.data), generator=shuffle).tolist()
-        generator = torch.Generator().manual_seed(iteration_seed(self.seed, -2, position))
-        return self.data.draw(self._order[1][i], generator)
+            self._order = epoch, torch.randperm(len(data), generator=shuffle).tolist()
+        return data.draw(self._order[1][i], self._generator(position))
+
+    def _generator(self, position: int) -> torch.Generator:
+        return torch.Generator().manual_seed(iteration_seed(self.seed, -2, position))
 
 
 class StatefulLoader:
@@ -51,7 +61,7 @@ class StatefulLoader:
         workers: processes that prepare batches.
     """
 
-    def __init__(self, data: Drawable, batch_size: int, seed: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0) -> None:
+    def __init__(self, data: Drawable | Endless, batch_size: int, seed: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.data, self.batch_size, self.seed, self.rank, self.ranks, self.workers = data, batch_size, seed, rank, ranks, workers

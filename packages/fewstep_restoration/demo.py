@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -98,7 +97,7 @@ def _train(name: str, recipe: str, overrides: Sequence[str], args: argparse.Name
     cli = instantiate(file, [*options, f"--trainer.val_check_interval={-(-iterations // 5)}"])
     log = History()
     cli.trainer.loggers = [log]
-    for callback in cli.trainer.callbacks:
+    for callback in cli.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, TrainingBar):
             callback.name = name
         if isinstance(callback, Checkpoints):
@@ -132,13 +131,17 @@ def _pace(recipe: Path, options: Sequence[str]) -> tuple[str, float]:
     paces = {}
     for precision, dtype in (("32-true", None), ("bf16-mixed", torch.bfloat16)):
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            sum(shell.loss(warm).values()).backward()
+            _backward(shell, warm)
             start = time.perf_counter()
             for _ in range(3):
-                sum(shell.loss(batch).values()).backward()
+                _backward(shell, batch)
         paces[precision] = (time.perf_counter() - start) / 3
     best = min(paces, key=lambda k: paces[k])
     return best, 1.1 * paces[best]  # optimiser, averaging and data loading
+
+
+def _backward(shell: Shell, batch: dict[str, Tensor]) -> None:
+    torch.stack(list(shell.loss(batch).values())).sum().backward()
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
@@ -270,12 +273,12 @@ def _slow(methods: dict[str, Any]) -> str:
     return max((m for m in methods if m.startswith("teacher")), key=lambda m: int(m.split()[1]))
 
 
-def detail(pixels: Any, original: Any, side: int = 128) -> Any:
+def detail(pixels: Any, original: Any, side: int = 104) -> Any:
     """The crop of `pixels` where the original varies most."""
     luma = original.astype(float).mean(-1)
     busy = abs(luma[1:, 1:] - luma[:-1, 1:]) + abs(luma[1:, 1:] - luma[1:, :-1])
     h, w = busy.shape
-    best = max(((busy[i : i + side, j : j + side].sum(), i, j) for i in range(0, max(1, h - side), 16) for j in range(0, max(1, w - side), 16)))
+    best = max((busy[i : i + side, j : j + side].sum(), i, j) for i in range(0, max(1, h - side), 16) for j in range(0, max(1, w - side), 16))
     return pixels[best[1] : best[1] + side, best[2] : best[2] + side]
 
 

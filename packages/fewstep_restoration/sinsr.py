@@ -6,8 +6,8 @@ F(x_T) is the teacher's deterministic output from the same noise. The inversion 
 index 0 but with the scaling of index T-1, as in the official code: their output is a state at T.
 """
 
-from lightning.pytorch.cli import OptimizerCallable
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoiser, combine

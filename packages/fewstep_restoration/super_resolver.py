@@ -64,10 +64,10 @@ class SuperResolver(Generator):
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
         """Upscale; noise: (B, 3 scale^2, h, w) as made by `noise`, drawn from `generator` where not given."""
-        b, _, h, w = lr.shape
+        h, w = lr.shape[-2:]
         noise = self.noise(lr, generator) if noise is None else noise
         y = self.encode(self.anchor(lr, self.scale))
-        stride = self.denoiser.net.stride
+        stride = int(getattr(self.denoiser.net, "stride", 1))
         margin = (0, -w % stride, 0, -h % stride)  # networks with stride see whole multiples of it
         if any(margin):
             lr, noise, y = (pad(v, margin, mode="replicate") for v in (lr, noise, y))

@@ -12,7 +12,7 @@ _LAZY = {
     "save": "fewstep.artifacts",
     "load": "fewstep.artifacts",
 }
-__all__ = [*_LAZY, "__version__"]
+__all__ = ["Denoiser", "Estimate", "__version__", "load", "sample", "save"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

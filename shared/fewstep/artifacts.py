@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path as FilePath
@@ -104,13 +103,14 @@ def save(model: nn.Module, folder: str | os.PathLike[str], provenance: Mapping[s
     config = {"format": FORMAT, "fewstep": __version__, "model": describe(model), "provenance": dict(provenance or {})}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = FilePath(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    tmp = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    tmp.mkdir()
     try:
-        save_file(tensors, tmp / WEIGHTS, metadata={"format": "pt"})
         (tmp / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        tmp.chmod(0o755)
+        save_file(tensors, tmp / WEIGHTS, metadata={"format": "pt"})
+        (tmp / WEIGHTS).chmod((tmp / CONFIG).stat().st_mode)  # save_file leaves it readable by its owner alone
         if folder.exists():
-            old = tmp.with_name(tmp.name + ".old")
+            old = tmp.with_suffix(".old")
             folder.rename(old)
             tmp.rename(folder)
             shutil.rmtree(old)
@@ -192,4 +192,7 @@ def _load_tensors(model: nn.Module, file: FilePath) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise ArtifactError(f"{file}: {name} has shape {tuple(tensor.shape)}, {type(model).__name__} wants {tuple(own[name].shape)}")
+    for name, slot in (*model.named_parameters(), *model.named_buffers()):
+        if name in tensors:
+            slot.data = slot.data.to(tensors[name].dtype)  # keep the precision (and memory format) that was saved
     model.load_state_dict(tensors)

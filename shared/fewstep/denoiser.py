@@ -113,7 +113,8 @@ class Bound:
 
         def call(i: float, j: float, label: Tensor) -> Callable[[Tensor], Tensor]:
             if y is not None and j != 0.0:
-                return lambda x: net(torch.add(x * i, y, alpha=j), label, **cond)
+                anchor = y
+                return lambda x: net((x * i).add_(anchor, alpha=j), label, **cond)
             return (lambda x: net(x, label, **cond)) if i == 1.0 else (lambda x: net(x * i, label, **cond))
 
         return [call(self._table[t].i, self._table[t].j, self._labels[t]) for t in times]

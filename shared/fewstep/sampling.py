@@ -67,7 +67,8 @@ def sample(
         done += row.last
         if row.last and callbacks:
             now = shift.add(state.xs[0], row.s)
-            if any([callback.on_step(now, done, total, row) for callback in callbacks]):
+            stops = [callback.on_step(now, done, total, row) for callback in callbacks]
+            if any(stops):
                 return now
     return shift.add(state.xs[0], rows[-1].s)
 

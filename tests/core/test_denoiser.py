@@ -13,7 +13,7 @@ from fewstep.grids import Uniform
 from fewstep.nets import MLP
 from fewstep.paths import EDM, RectifiedFlow, ResidualShift
 from fewstep.precondition import AnchoredPrecondition, EDMPrecondition
-from fewstep.prediction import U, V, X0
+from fewstep.prediction import X0, U, V
 from fewstep.sampling import Callback, sample
 from fewstep.solvers import DDIM, Heun
 
@@ -37,7 +37,10 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     ("path", "times"),
-    [pytest.param(RectifiedFlow(), (0.9, 0.37, 1e-3), id="rf"), pytest.param(ResidualShift(), (13.0, 7.5, 3.3), id="resshift")],
+    [
+        pytest.param(RectifiedFlow(), (0.9, 0.37, 1e-3), id="rf"),
+        pytest.param(ResidualShift(), (13.0, 7.5, 3.3), id="resshift"),
+    ],
 )
 @ALL
 def test_float_times_and_per_sample_times_agree(prediction, path, times):
@@ -112,7 +115,9 @@ def test_sampling_computes_all_scalars_before_the_first_step(solver):
     Counted.calls.clear()
     sample(Denoiser(Watching(), path, V()).bind(), normal(4, 3), path, solver, Uniform()(path, 5))
     # At the first network call everything is there, and nothing is added until the last.
-    assert len(during) >= 5 and set(during) == {len(Counted.calls)} and len(Counted.calls) <= 1
+    assert len(during) >= 5
+    assert set(during) == {len(Counted.calls)}
+    assert len(Counted.calls) <= 1
 
 
 def test_a_bound_denoiser_serves_batches_and_precisions_in_any_order():
@@ -125,9 +130,12 @@ def test_a_bound_denoiser_serves_batches_and_precisions_in_any_order():
             ours = bound(batch, t).x0
             fresh = denoiser(batch.double(), torch.full((len(batch),), t, dtype=torch.float64)).x0
             assert ours.dtype == batch.dtype
-            torch.testing.assert_close(ours.double(), fresh, rtol=0, atol=1e-6 if batch.dtype == torch.float32 else 1e-12)
+            torch.testing.assert_close(
+                ours.double(), fresh, rtol=0, atol=1e-6 if batch.dtype == torch.float32 else 1e-12
+            )
             dtype, shape, label_dtype, label_shape = net.calls[-2]
-            assert label_dtype == dtype == batch.dtype and label_shape == (len(batch),) == shape[:1]
+            assert label_dtype == dtype == batch.dtype
+            assert label_shape == (len(batch),) == shape[:1]
 
 
 def test_preparing_a_new_batch_after_an_old_one():
@@ -157,7 +165,9 @@ def test_an_anchor_that_only_the_network_reads_is_never_forgotten(prediction):
     path, x, y = RectifiedFlow(), normal(4, 3), normal(4, 3, seed=1)
     bound = Denoiser(Net(), path, prediction).bind(y=y)
     grid = Uniform()(path, 4)
-    torch.testing.assert_close(sample(bound, x, path, DDIM(), grid), sample(bound, x, path, DDIM(), grid, y), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        sample(bound, x, path, DDIM(), grid), sample(bound, x, path, DDIM(), grid, y), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_estimates_are_lazy_and_remembered():
@@ -173,9 +183,12 @@ def test_estimates_are_lazy_and_remembered():
     estimate = Estimate(half("x0"), half("eps"))
     assert calls == []
     first = estimate.x0
-    assert estimate.x0 is first and calls == ["x0"]
+    assert estimate.x0 is first
+    assert calls == ["x0"]
     mixed = estimate.map(lambda u, v: u + v, Estimate(torch.ones(2), half("other")))
-    assert calls == ["x0"] and torch.equal(mixed.x0, torch.full((2,), 2.0)) and calls == ["x0"]
+    assert calls == ["x0"]
+    assert torch.equal(mixed.x0, torch.full((2,), 2.0))
+    assert calls == ["x0"]
 
 
 def test_the_half_that_is_not_used_is_not_computed():
@@ -184,7 +197,8 @@ def test_the_half_that_is_not_used_is_not_computed():
     x, y = normal(3, 2), normal(3, 2, seed=1)
     estimate = Denoiser(Net(), path, X0()).bind(y=y)(x, 0.5)
     assert callable(estimate._eps)
-    assert estimate.x0.isfinite().all() and callable(estimate._eps)
+    assert estimate.x0.isfinite().all()
+    assert callable(estimate._eps)
 
 
 # --- precision and gradients -----------------------------------------------------------------------------------
@@ -245,7 +259,8 @@ def test_no_graph_is_kept_under_no_grad():
     x = normal(3, 2).requires_grad_()
     with torch.no_grad():
         out = sample(denoiser.bind(), x, path, DDIM(), Uniform()(path, 3))
-    assert not out.requires_grad and out.grad_fn is None
+    assert not out.requires_grad
+    assert out.grad_fn is None
     assert sample(denoiser.bind(), x, path, DDIM(), Uniform()(path, 3)).requires_grad
 
 
@@ -256,4 +271,5 @@ def test_sampling_leaves_its_inputs_alone(solver):
     x, world = path.start(normal(4, 3), y), correlated(path, y)
     before = x.clone(), y.clone()
     sample(world, x, path, solver, Uniform()(path, 4), y)
-    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from worlds import PATHS, over
+from worlds import PATHS
 
 from fewstep.grids import Explicit, Karras, LogSNR, Power, Shifted, Spaced, Uniform
 from fewstep.paths import DDPM, EDM, VE, VP, Cosine, RectifiedFlow, ResidualShift, Trig
@@ -51,9 +51,11 @@ def test_times_strictly_decrease_between_exact_ends(grid, path, end):
         if isinstance(grid, Spaced) and n > path.t_max + 1:
             continue
         t = grid(path, n)
-        assert t.dtype == torch.float64 and t.shape == (n + 1,)
+        assert t.dtype == torch.float64
+        assert t.shape == (n + 1,)
         assert (t[:-1] > t[1:]).all()
-        assert t[0].item() == path.t_max and t[-1].item() == end
+        assert t[0].item() == path.t_max
+        assert t[-1].item() == end
 
 
 @EVERY
@@ -72,13 +74,16 @@ def test_power_two_is_the_quadratic_grid():
     close(Power(2.0, end=1e-3)(VP(), 9), linspace(1, 1e-3**0.5, 10) ** 2)
 
 
-@pytest.mark.parametrize("key", ["logsnr-vp", "logsnr-cosine", "logsnr-rf", "logsnr-trig", "logsnr-edm", "logsnr-ddpm", "logsnr-resshift"])
+@pytest.mark.parametrize(
+    "key", ["logsnr-vp", "logsnr-cosine", "logsnr-rf", "logsnr-trig", "logsnr-edm", "logsnr-ddpm", "logsnr-resshift"]
+)
 def test_log_snr_steps_are_equal_in_lambda(key):
     grid, path, _ = CASES[key]
     n = 12
     t = grid(path, n)
     inner = t[(grid.start is not None) : -1]  # the outer steps reach the infinite ends
-    assert inner[-1].item() == grid.end and inner[0].item() == (path.t_max if grid.start is None else grid.start)
+    assert inner[-1].item() == grid.end
+    assert inner[0].item() == (path.t_max if grid.start is None else grid.start)
     h = path.log_snr(inner).diff()
     close(h, h.mean().expand(len(h)), tol=1e-9)
 
@@ -170,4 +175,5 @@ def test_explicit_times_are_returned_as_given():
 def test_impossible_grids_are_refused_in_one_line(grid, path, n):
     with pytest.raises(ValueError) as refused:
         grid(path, n)
-    assert str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -44,12 +44,14 @@ def test_scale_one_is_the_conditional_model_at_one_evaluation(prediction):
     guided = CFG(denoiser, 1.0, uncond).bind(cond)(x, 0.6)
     assert denoiser.net.count == 1
     plain = denoiser.bind(cond)(x, 0.6)
-    assert torch.equal(guided.x0, plain.x0) and torch.equal(guided.eps, plain.eps)
+    assert torch.equal(guided.x0, plain.x0)
+    assert torch.equal(guided.eps, plain.eps)
 
 
 @SCALES
 @pytest.mark.parametrize(
-    ("path", "times"), [pytest.param(RectifiedFlow(), (0.9, 0.2), id="rf"), pytest.param(ResidualShift(), (13.0, 2.5), id="resshift")]
+    ("path", "times"),
+    [pytest.param(RectifiedFlow(), (0.9, 0.2), id="rf"), pytest.param(ResidualShift(), (13.0, 2.5), id="resshift")],
 )
 @ALL
 def test_guidance_is_the_formula_on_data_and_noise_at_two_evaluations(prediction, path, times, w):
@@ -96,7 +98,8 @@ def test_guided_sampling_costs_two_evaluations_per_row(solver):
     denoiser, x, _, cond, uncond = parts(RectifiedFlow(), V())
     path = RectifiedFlow()
     guided = sample(CFG(denoiser, 3.0, uncond).bind(cond), x, path, solver, Uniform()(path, 4))
-    assert denoiser.net.count == 8 and guided.isfinite().all()
+    assert denoiser.net.count == 8
+    assert guided.isfinite().all()
     plain = sample(CFG(denoiser, 1.0, uncond).bind(cond), x, path, solver, Uniform()(path, 4))
     assert denoiser.net.count == 12
     close(plain, sample(denoiser.bind(cond), x, path, solver, Uniform()(path, 4)), tol=1e-14)

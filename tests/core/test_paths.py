@@ -32,7 +32,8 @@ def test_rates_are_the_derivative_of_the_schedule(path):
 def test_rates_of_expanded_and_scalar_times(path):
     t = interior(path, 1)
     for one, many, scalar in zip(path.rates(t), path.rates(t.expand(5)), path.rates(t[0]), strict=True):
-        assert torch.equal(many, one.expand(5)) and torch.equal(scalar, one[0])
+        assert torch.equal(many, one.expand(5))
+        assert torch.equal(scalar, one[0])
 
 
 @ALL
@@ -71,9 +72,11 @@ def test_lambda_strictly_decreases(path):
 def test_ends(path):
     ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
     a, b, s = path.schedule(ends)
-    assert a[0] == 1 and b[0] == 0
+    assert a[0] == 1
+    assert b[0] == 0
     assert s[0] == (path.sigma_min if isinstance(path, VE) else 0)
-    assert a[1] >= 0 and s[1] > 0
+    assert a[1] >= 0
+    assert s[1] > 0
     lam = path.log_snr(ends)
     assert not lam.isnan().any()
     assert lam[0] == (-math.log(path.sigma_min) if isinstance(path, VE) else math.inf)
@@ -114,10 +117,13 @@ def test_nan_times_give_nan_and_leave_their_neighbours_alone(path):
     inside = interior(path, 1)
     t = torch.cat([torch.full((1,), math.nan, dtype=torch.float64), inside])
     (a, _, s), lam = path.schedule(t), path.log_snr(t)
-    assert s[0].isnan() and lam[0].isnan()
+    assert s[0].isnan()
+    assert lam[0].isnan()
     if a[1] != 1:  # where a is not the constant 1
         assert a[0].isnan()
-    for mixed, alone in zip((*path.schedule(t), *path.rates(t)), (*path.schedule(inside), *path.rates(inside)), strict=True):
+    for mixed, alone in zip(
+        (*path.schedule(t), *path.rates(t)), (*path.schedule(inside), *path.rates(inside)), strict=True
+    ):
         assert torch.equal(mixed[1:], alone)
 
 
@@ -160,7 +166,8 @@ def test_anchor_weight_is_zero_unless_the_path_is_anchored(path):
 def test_coeffs_are_computed_in_double_precision_whatever_the_state():
     t = torch.tensor([1e-9], dtype=torch.float64)
     c = PATHS["vp"].coeffs(t, torch.zeros(1, 2, dtype=torch.float32))
-    assert c.s.dtype == torch.float32 and c.s.shape == (1, 1)
+    assert c.s.dtype == torch.float32
+    assert c.s.shape == (1, 1)
     # s = sqrt(B0 t) to first order: lost if 1 - a^2 were formed in float32.
     assert c.s.item() == pytest.approx(math.sqrt(0.1 * 1e-9), rel=1e-6)
 
@@ -245,7 +252,9 @@ def test_sinsr_deterministic_step_is_ddim_with_the_anchor_shifted(stem):
     close(m, theirs("ddim_m"))
     close(j, theirs("ddim_j"))
     x0, y, x_t = (theirs(f"ex_{key}") for key in ("x0", "y", "xt"))
-    step = DDIM().step(path, x_t - b.reshape(-1, 1, 1, 1) * y, Estimate(x0, x0), t, torch.cat([t.new_tensor([-1.0]), t[:-1]]))
+    step = DDIM().step(
+        path, x_t - b.reshape(-1, 1, 1, 1) * y, Estimate(x0, x0), t, torch.cat([t.new_tensor([-1.0]), t[:-1]])
+    )
     close(step + b_next.reshape(-1, 1, 1, 1) * y, theirs("ex_ddim_prev"))
 
 
@@ -280,4 +289,7 @@ def test_coeffs_broadcast_per_sample_over_states_of_any_rank(shape):
     x = c.a * x0 + c.s * eps
     for i in range(4):
         assert torch.equal(x[i], (1 - t[i]) * x0[i] + t[i] * eps[i])
-    assert all(torch.equal(v.flatten(), u) for v, u in zip(coeffs(RectifiedFlow(), t)[:3], RectifiedFlow().schedule(t), strict=True))
+    assert all(
+        torch.equal(v.flatten(), u)
+        for v, u in zip(coeffs(RectifiedFlow(), t)[:3], RectifiedFlow().schedule(t), strict=True)
+    )

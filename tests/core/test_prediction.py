@@ -9,7 +9,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.grids import Uniform
 from fewstep.paths import EDM, VP, Coeffs, RectifiedFlow, ResidualShift, Trig
 from fewstep.precondition import AnchoredPrecondition, ConsistencyPrecondition, EDMPrecondition
-from fewstep.prediction import U, V, X0, Eps, Prediction, Residual, Score
+from fewstep.prediction import X0, Eps, Prediction, Residual, Score, U, V
 from fewstep.sampling import Callback, sample
 from fewstep.solvers import DDIM
 from fewstep.toy import gaussian
@@ -50,7 +50,8 @@ def test_closed_form_affine_is_the_generic_solve(prediction):
 
 @pytest.mark.parametrize("path", over({k: v for k, v in PATHS.items() if k != "ve"}))
 @pytest.mark.parametrize(
-    "prediction", over({k: PREDICTIONS[k] for k in ("eps", "v", "score", "edm", "anchored")}) + [pytest.param(U(), id="u")]
+    "prediction",
+    over({k: PREDICTIONS[k] for k in ("eps", "v", "score", "edm", "anchored")}) + [pytest.param(U(), id="u")],
 )
 def test_clean_states_are_their_own_estimate(prediction, path):
     """At s = 0, x0 = x whatever the (finite) output, and nothing is NaN."""
@@ -64,7 +65,9 @@ def test_clean_states_are_their_own_estimate(prediction, path):
 def test_x0_prediction_is_the_output_itself_at_both_ends():
     for path in (RectifiedFlow(), Trig(), EDM(), ResidualShift()):
         k = X0().affine(coeffs(path, torch.tensor([path.t_min, path.t_max], dtype=torch.float64)))
-        assert (k.x0_x == 0).all() and (k.x0_out == 1).all() and (k.x0_y == 0).all()
+        assert (k.x0_x == 0).all()
+        assert (k.x0_out == 1).all()
+        assert (k.x0_y == 0).all()
 
 
 def test_residual_prediction_is_the_anchor_minus_the_output_at_both_ends():
@@ -220,7 +223,15 @@ def test_all_parameterisations_of_the_exact_model_give_the_same_trajectory(path,
     assert len(reference.x) == 12
     for prediction in PREDICTIONS.values():
         ours = Trajectory()
-        sample(Denoiser(Exact(world, prediction, y), path, prediction).bind(y=y), start, path, DDIM(), times, y, callbacks=[ours])
+        sample(
+            Denoiser(Exact(world, prediction, y), path, prediction).bind(y=y),
+            start,
+            path,
+            DDIM(),
+            times,
+            y,
+            callbacks=[ours],
+        )
         for a, b in zip(ours.x, reference.x, strict=True):
             close(a, b)
 
@@ -245,4 +256,6 @@ def test_velocity_prediction_is_the_rate_of_the_flow():
 
 
 def test_predictions_are_equal_by_value():
-    assert X0() == X0() and X0() != Eps() and EDMPrecondition(0.5) != EDMPrecondition(1.0)
+    assert X0() == X0()
+    assert X0() != Eps()
+    assert EDMPrecondition(0.5) != EDMPrecondition(1.0)

@@ -10,7 +10,7 @@ import torch
 
 from fewstep.paths import DDPM, EDM, VE, VP, Coeffs, Cosine, Path, RectifiedFlow, ResidualShift, Trig
 from fewstep.precondition import AnchoredPrecondition, ConsistencyPrecondition, EDMPrecondition
-from fewstep.prediction import U, V, X0, Eps, Residual, Score
+from fewstep.prediction import X0, Eps, Residual, Score, U, V
 from fewstep.solvers import DDIM, Ancestral, DPMpp2M, Heun, UnitGainAncestral
 from fewstep.toy import Mixture
 

@@ -1,12 +1,12 @@
 """`fewstep bench shell`: what the training shell costs per iteration over a bare loop doing the same work, on a tiny network."""
 
-import copy
 import tempfile
 import time
 
 import lightning as L
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fewstep.bench.timing import machine, write
 from fewstep.denoiser import Denoiser
@@ -45,7 +45,8 @@ def _bare() -> float:
     """The same mathematics, averaging included, in a plain loop; CPU milliseconds per iteration."""
     module, data = _training()
     data.setup("fit")
-    student, average = module.student, copy.deepcopy(module.student)
+    student = module.student
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     optimizer = scheduled(torch.optim.AdamW(student.parameters()))
     batches = iter(data.train_dataloader())
     start = time.process_time()
@@ -55,7 +56,7 @@ def _bare() -> float:
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in student.parameters()], 0.001)
+        average.update_parameters(student)
     return (time.process_time() - start) / ITERATIONS * 1e3
 
 

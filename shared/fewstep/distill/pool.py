@@ -32,6 +32,7 @@ class PairPool(nn.Module):
 
     def __init__(self, size: int = 0, fresh: int = 4) -> None:
         super().__init__()
+        self.filled: Tensor
         if size < 0 or fresh < 1:
             raise ValueError(f"PairPool needs size >= 0 and fresh >= 1, got {size} and {fresh}")
         self.size, self.fresh = size, fresh

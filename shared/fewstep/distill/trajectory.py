@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from fewstep.distill.base import Distiller
-from fewstep.distill.pool import Pairs, PairPool
+from fewstep.distill.pool import PairPool, Pairs
 from fewstep.generator import Generator
 from fewstep.train.schedules import Schedule
 from fewstep.train.shell import Batch, Terms

@@ -16,6 +16,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int = 64, out: int = 64, scale: float = 1.0, max_period: float = 10_000.0) -> None:
         super().__init__()
+        self.freqs: Tensor
         if dim % 2:
             raise ValueError(f"the embedding width must be even, not {dim}")
         self.dim, self.out, self.scale, self.max_period = dim, out, scale, max_period

@@ -1,6 +1,5 @@
 """A small perceptron for toy worlds."""
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.nets.embedding import TimeEmbedding

@@ -57,8 +57,7 @@ class ResidualShift(Path):
 
     def rates(self, t: Tensor) -> Triple:
         """eta' = 2 r r',  r = sqrt(eta); r' = r log(end / q0) p t^(p-1) / (T-1)^p is infinite at t = 0+ where p < 1."""
-        _, eta, s = self.schedule(t)
-        root = s / self.kappa
+        root = self.schedule(t)[2] / self.kappa
         if self.steps == 1:
             drt = torch.full_like(t, self.end)
         else:

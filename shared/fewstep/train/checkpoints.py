@@ -1,6 +1,7 @@
 """What a run leaves behind: `last.ckpt` to resume from, and the artifacts `last/` and `best/`."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,14 @@ class Checkpoints(L.Callback):
             raise ValueError(f"Checkpoints: every must be at least 1 iteration, not {every}")
         self.folder, self.every, self.monitor, self.mode = folder, every, monitor, mode
         self.best: float | None = None
+        self._before, self._since = 0.0, time.process_time()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.process_time()
+
+    def _spent(self) -> float:
+        """CPU seconds of this process since the fit began, and of the runs it resumes."""
+        return self._before + time.process_time() - self._since
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder or trainer.default_root_dir)
@@ -71,11 +80,12 @@ class Checkpoints(L.Callback):
             "seed": module.seed,
             "scores": scores,
             "averaged": module.averaged is not None,
+            "cpu_seconds": round(self._spent(), 1),
         }
         save(module.averaged or module.student, self._folder(trainer) / name, provenance)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "cpu_seconds": self._spent()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self._before = state_dict["best"], state_dict["cpu_seconds"]

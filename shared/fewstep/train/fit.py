@@ -22,7 +22,7 @@ class RecipeCLI(LightningCLI):
     """LightningCLI whose parse errors are one line, and whose checkpoints are loaded without unpickling objects."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        if "weights_only" in parser.groups.get("weights_only", ()) or any(a.dest == "weights_only" for a in parser._actions):
+        if any(action.dest == "weights_only" for action in parser._actions):
             parser.set_defaults({"weights_only": True})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -51,7 +51,6 @@ class Shell(L.LightningModule, ABC):
         seed: run seed of the per-iteration randomness.
     """
 
-    automatic_optimization = False
     iteration: Tensor
 
     def __init__(
@@ -64,14 +63,19 @@ class Shell(L.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, not {iterations}")
         self.student, self.iterations, self.optimizer = student, iterations, optimizer
         self.schedule, self.grad_clip, self.seed = schedule or Constant(), grad_clip, seed
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.done = 0  # the buffer as a plain integer
+        self._log_every = 50
         self.latest: dict[str, float] = {}  # what the progress bar shows
         self.averaged: nn.Module | None = None  # set by the EMA callback
+
+    def on_fit_start(self) -> None:
+        self._log_every = int(getattr(self.trainer, "log_every_n_steps", self._log_every))
 
     @abstractmethod
     def loss(self, batch: Batch) -> Terms:
@@ -99,7 +103,7 @@ class Shell(L.LightningModule, ABC):
         norm = self.minimise(terms, optimizer, self.student.parameters())
         self.done += 1
         self.iteration += 1
-        if self.done % self.trainer.log_every_n_steps == 0 or self.done == self.iterations:
+        if self.done % self._log_every == 0 or self.done == self.iterations:
             lr = optimizer.param_groups[0]["lr"]
             self.record({f"train/{k}": v for k, v in terms.items()} | {"train/grad_norm": norm, "train/lr": lr})
         if self.done >= self.iterations:

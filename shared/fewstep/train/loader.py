@@ -67,6 +67,10 @@ class StatefulLoader:
         self.data, self.batch_size, self.seed, self.rank, self.ranks, self.workers = data, batch_size, seed, rank, ranks, workers
         self.given = 0
 
+    def __len__(self) -> int:
+        # Endless in practice. Lightning fetches one batch ahead of a loader without a length, which would put the state one off.
+        return 2**31
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches = _Batches(self.data, self.batch_size, self.seed, self.rank, self.ranks)
         # The loader draws a base seed when it starts; a generator of its own keeps the global stream untouched.

@@ -8,7 +8,12 @@ from fewstep.command import Command
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="a picture, or a folder of pictures (png, jpg, webp, bmp, tiff)")
     parser.add_argument("output", metavar="OUT", help="the picture or folder to write")
-    parser.add_argument("--model", default="fewstep-demo/student", metavar="DIR", help="artifact folder or hub id (default: the demo's student)")
+    parser.add_argument(
+        "--model",
+        default="fewstep-demo/student",
+        metavar="DIR",
+        help="artifact folder or hub id (default: the demo's student)",
+    )
     parser.add_argument("--steps", type=int, help="network evaluations (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise")
     parser.add_argument("--recursive", action="store_true", help="look into folders inside IN")

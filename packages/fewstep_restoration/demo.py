@@ -46,11 +46,18 @@ def run(args: argparse.Namespace) -> int:
         data = [f"--data.init_args.seed={args.seed}"]
         data += [f"--data.init_args.folder={args.data}"] if args.data else []
         data += [f"--data.init_args.held_out={args.held_out}"] if args.held_out else []
-        console.print(f"[bold]fewstep demo[/]: x4 super-resolution, about {args.minutes:g} minutes of training on {torch.get_num_threads()} threads")
+        console.print(
+            f"[bold]fewstep demo[/]: x4 super-resolution, about {args.minutes:g} minutes of training on {torch.get_num_threads()} threads"
+        )
         teacher = _train("teacher", "restoration/resshift_small", data, args, work, console)
         source = f"--model.init_args.teacher.init_args.source={work / 'teacher'}"
         student = _train("student", "restoration/resshift_small_onestep", [*data, source], args, work, console)
-        figures = compare(cast(SuperResolver, fewstep.load(work / "teacher")), cast(SuperResolver, fewstep.load(work / "student")), student.held_out, args.seed)
+        figures = compare(
+            cast(SuperResolver, fewstep.load(work / "teacher")),
+            cast(SuperResolver, fewstep.load(work / "student")),
+            student.held_out,
+            args.seed,
+        )
         metrics = {
             "fewstep": fewstep.__version__,
             "seed": args.seed,
@@ -86,14 +93,25 @@ class Trained:
     held_out: PhotoPairs
 
 
-def _train(name: str, recipe: str, overrides: Sequence[str], args: argparse.Namespace, work: Path, console: Console) -> Trained:
+def _train(
+    name: str, recipe: str, overrides: Sequence[str], args: argparse.Namespace, work: Path, console: Console
+) -> Trained:
     """Run a shipped recipe within its share of the time; leaves the artifact in work/name."""
     runs, file = work / f"{name}-run", recipes.find(recipe)
-    options = [*overrides, f"--model.init_args.seed={args.seed}", f"--trainer.default_root_dir={runs}", "--trainer.logger=false"]
+    options = [
+        *overrides,
+        f"--model.init_args.seed={args.seed}",
+        f"--trainer.default_root_dir={runs}",
+        "--trainer.logger=false",
+    ]
     with console.status(f"{name}: measuring this machine"):
         precision, pace = _pace(file, options)
     iterations = max(20, int(args.minutes * 60 * SHARE[name] / pace))
-    options += [f"--model.init_args.iterations={iterations}", f"--trainer.precision={precision}", "--trainer.log_every_n_steps=10"]
+    options += [
+        f"--model.init_args.iterations={iterations}",
+        f"--trainer.precision={precision}",
+        "--trainer.log_every_n_steps=10",
+    ]
     cli = instantiate(file, [*options, f"--trainer.val_check_interval={-(-iterations // 5)}"])
     log = History()
     cli.trainer.loggers = [log]
@@ -229,31 +247,86 @@ def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, stud
     m = figures.methods
     slow = _slow(m)
     one, full, bicubic, untaught = m["student 1"], m[slow], m["bicubic"], m["teacher 1"]
-    report = Report("One evaluation instead of fifteen", "A ResShift teacher for x4 super-resolution, distilled to a one-step student on this machine.")
+    report = Report(
+        "One evaluation instead of fifteen",
+        "A ResShift teacher for x4 super-resolution, distilled to a one-step student on this machine.",
+    )
     report.headline(
         [
-            (f"{full['seconds'] / one['seconds']:.1f}x", "faster", f"{one['seconds']:.2f} s a photograph instead of {full['seconds']:.2f} s"),
-            (f"{one['agreement']:.1f} dB", "agreement with the teacher", f"{untaught['agreement']:.1f} dB before distillation"),
-            (f"{one['psnr_y'] - full['psnr_y']:+.2f} dB", "PSNR-Y against the teacher's samples", f"{one['psnr_y']:.2f} and {full['psnr_y']:.2f} dB"),
-            (f"{metrics['seconds'] / 60:.1f} min", "all of it", f"{metrics['threads']} CPU threads, seed {metrics['seed']}"),
+            (
+                f"{full['seconds'] / one['seconds']:.1f}x",
+                "faster",
+                f"{one['seconds']:.2f} s a photograph instead of {full['seconds']:.2f} s",
+            ),
+            (
+                f"{one['agreement']:.1f} dB",
+                "agreement with the teacher",
+                f"{untaught['agreement']:.1f} dB before distillation",
+            ),
+            (
+                f"{one['psnr_y'] - full['psnr_y']:+.2f} dB",
+                "PSNR-Y against the teacher's samples",
+                f"{one['psnr_y']:.2f} and {full['psnr_y']:.2f} dB",
+            ),
+            (
+                f"{metrics['seconds'] / 60:.1f} min",
+                "all of it",
+                f"{metrics['threads']} CPU threads, seed {metrics['seed']}",
+            ),
         ]
     )
     for name, images in figures.pictures.items():
-        report.compare(f"{name}: input and student", ("bicubic enlargement of the input", images["bicubic"]), ("student, one evaluation", images["student 1"]))
+        report.compare(
+            f"{name}: input and student",
+            ("bicubic enlargement of the input", images["bicubic"]),
+            ("student, one evaluation", images["student 1"]),
+        )
         zoom = {label: detail(images[label], images["original"]) for label in images}
-        report.gallery(f"{name}: the most detailed part", list(zoom.items()), note="The same crop of every method.", zoom=2)
+        report.gallery(
+            f"{name}: the most detailed part", list(zoom.items()), note="The same crop of every method.", zoom=2
+        )
     steps = [n for n in EVALUATIONS if f"teacher {n}" in m]
     for key, label, note in (
-        ("psnr_y", "PSNR-Y (dB)", "One evaluation of the teacher is the mean of all plausible pictures: high PSNR, little detail. Its samples trade PSNR for detail."),
-        ("agreement", "agreement with the full teacher (dB)", "RGB PSNR between an output and the teacher's full trajectory from the same noise."),
+        (
+            "psnr_y",
+            "PSNR-Y (dB)",
+            "One evaluation of the teacher is the mean of all plausible pictures: high PSNR, little detail. Its samples trade PSNR for detail.",
+        ),
+        (
+            "agreement",
+            "agreement with the full teacher (dB)",
+            "RGB PSNR between an output and the teacher's full trajectory from the same noise.",
+        ),
     ):
-        curve = Curve("teacher", [n for n in steps if key in m[f"teacher {n}"]], [m[f"teacher {n}"][key] for n in steps if key in m[f"teacher {n}"]])
+        curve = Curve(
+            "teacher",
+            [n for n in steps if key in m[f"teacher {n}"]],
+            [m[f"teacher {n}"][key] for n in steps if key in m[f"teacher {n}"]],
+        )
         dot = Curve("student", [1], [one[key]], style="markers")
-        report.curves(f"{label} against network evaluations", [curve, dot], "network evaluations", label, note=note, levels={"bicubic": bicubic[key]})
+        report.curves(
+            f"{label} against network evaluations",
+            [curve, dot],
+            "network evaluations",
+            label,
+            note=note,
+            levels={"bicubic": bicubic[key]},
+        )
     for name, stage, term in (("Teacher", teacher, "denoising"), ("Student", student, "distill")):
-        report.curves(f"{name}: training loss", [Curve(term, *_smooth(*stage.curves[f"train/{term}"]))], "iteration", "loss (running mean)", log_y=True)
+        report.curves(
+            f"{name}: training loss",
+            [Curve(term, *_smooth(*stage.curves[f"train/{term}"]))],
+            "iteration",
+            "loss (running mean)",
+            log_y=True,
+        )
     if "val/agreement" in student.curves:
-        report.curves("Agreement while the student trains", [Curve("student", *student.curves["val/agreement"])], "iteration", "dB, in the space of the path")
+        report.curves(
+            "Agreement while the student trains",
+            [Curve("student", *student.curves["val/agreement"])],
+            "iteration",
+            "dB, in the space of the path",
+        )
     columns = ["method", "PSNR-Y", "SSIM-Y", "GMSD", "detail ratio", "agreement", "seconds"]
     keys = ("psnr_y", "ssim_y", "gmsd", "laplacian_ratio", "agreement", "seconds")
     rows = [[name, *(f"{v[k]:.3f}" if k in v else "" for k in keys)] for name, v in m.items()]
@@ -264,7 +337,10 @@ def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, stud
         f"in {t.facts['seconds']:.0f} s ({t.facts['cpu_seconds']:.0f} CPU seconds) on {', '.join(t.facts['photographs'][:12])}"
         for name, t in (("Teacher", teacher), ("Student", student))
     ]
-    report.text("How it was made", [*facts, f"Held out: {', '.join(metrics['held_out'])}. Data: {metrics['data']}. One seed ({metrics['seed']})."])
+    report.text(
+        "How it was made",
+        [*facts, f"Held out: {', '.join(metrics['held_out'])}. Data: {metrics['data']}. One seed ({metrics['seed']})."],
+    )
     return report
 
 
@@ -278,7 +354,11 @@ def detail(pixels: Any, original: Any, side: int = 104) -> Any:
     luma = original.astype(float).mean(-1)
     busy = abs(luma[1:, 1:] - luma[:-1, 1:]) + abs(luma[1:, 1:] - luma[1:, :-1])
     h, w = busy.shape
-    best = max((busy[i : i + side, j : j + side].sum(), i, j) for i in range(0, max(1, h - side), 16) for j in range(0, max(1, w - side), 16))
+    best = max(
+        (busy[i : i + side, j : j + side].sum(), i, j)
+        for i in range(0, max(1, h - side), 16)
+        for j in range(0, max(1, w - side), 16)
+    )
     return pixels[best[1] : best[1] + side, best[2] : best[2] + side]
 
 

@@ -31,14 +31,22 @@ class SuperResolver(Generator):
     """
 
     def __init__(
-        self, denoiser: Denoiser, solver: Solver, grid: Grid, steps: int = 15, scale: int = 4, anchor: Anchor | None = None
+        self,
+        denoiser: Denoiser,
+        solver: Solver,
+        grid: Grid,
+        steps: int = 15,
+        scale: int = 4,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__(denoiser, solver, grid, steps)
         self.scale, self.anchor = scale, anchor or MatlabBicubic()
 
     def prepare(self, batch: Mapping[str, Tensor]) -> Prepared:
         """{"hr": (B, 3, H, W), "lr": (B, 3, h, w)} in [-1, 1] -> x0, {"lr"}, y."""
-        return Prepared(self.encode(batch["hr"]), {"lr": batch["lr"]}, self.encode(self.anchor(batch["lr"], self.scale)))
+        return Prepared(
+            self.encode(batch["hr"]), {"lr": batch["lr"]}, self.encode(self.anchor(batch["lr"], self.scale))
+        )
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3 scale^2, h, w)."""

@@ -54,13 +54,31 @@ def main(args: argparse.Namespace) -> int:
                 result = upscale(model, read_photo(file), args.seed, args.steps)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 write_photo(to, result)
-                done.append({"input": str(file), "output": str(to), "size": list(result.rgb.shape[:0:-1]), "seconds": time.perf_counter() - start})
+                done.append(
+                    {
+                        "input": str(file),
+                        "output": str(to),
+                        "size": list(result.rgb.shape[:0:-1]),
+                        "seconds": time.perf_counter() - start,
+                    }
+                )
             except ImageError as err:
                 failed.append({"input": str(file), "error": str(err)})
                 sys.stderr.write(f"fewstep upscale: {err}\n")
             progress.update(task, advance=1, figures=file.name)
     if args.json:
-        print(json.dumps({"model": args.model, "steps": args.steps or model.steps, "scale": model.scale, "done": done, "failed": failed}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "model": args.model,
+                    "steps": args.steps or model.steps,
+                    "scale": model.scale,
+                    "done": done,
+                    "failed": failed,
+                },
+                indent=2,
+            )
+        )
     return 1 if failed else 0
 
 

@@ -41,11 +41,15 @@ def describe(obj: Any) -> Any:
     cls = type(obj)
     name = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__ == "builtins" or isinstance(obj, torch.Tensor):
-        raise ArtifactError(f"{name} cannot be part of an artifact's configuration: use numbers, strings and fewstep objects")
+        raise ArtifactError(
+            f"{name} cannot be part of an artifact's configuration: use numbers, strings and fewstep objects"
+        )
     args = {}
     for arg in list(inspect.signature(cls.__init__).parameters)[1:]:
         if not hasattr(obj, arg):
-            raise ArtifactError(f"{name} does not keep its argument `{arg}` as an attribute of that name, so it cannot be saved")
+            raise ArtifactError(
+                f"{name} does not keep its argument `{arg}` as an attribute of that name, so it cannot be saved"
+            )
         args[arg] = describe(getattr(obj, arg))
     return {"class_path": name, "init_args": args}
 
@@ -67,7 +71,9 @@ def build(config: Any, trusted: tuple[str, ...] = TRUSTED, where: str = "configu
     allowed = list(inspect.signature(cls.__init__).parameters)[1:]
     unknown = sorted(set(args) - set(allowed))
     if unknown:
-        raise ArtifactError(f"{where}: {cls.__name__} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}")
+        raise ArtifactError(
+            f"{where}: {cls.__name__} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}"
+        )
     try:
         return cls(**args)
     except TypeError as err:
@@ -77,7 +83,9 @@ def build(config: Any, trusted: tuple[str, ...] = TRUSTED, where: str = "configu
 def _class(path: Any, trusted: tuple[str, ...], where: str) -> type:
     module, _, name = str(path).rpartition(".")
     if module.split(".")[0] not in trusted:
-        raise ArtifactError(f"{where}: class {path!r} is not from a trusted package ({', '.join(trusted)}); pass trust=(...) to allow its own")
+        raise ArtifactError(
+            f"{where}: class {path!r} is not from a trusted package ({', '.join(trusted)}); pass trust=(...) to allow its own"
+        )
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as err:
@@ -143,7 +151,9 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked `config.json` of an artifact folder: format, model, provenance."""
     file = FilePath(source) / CONFIG
     if not file.is_file():
-        pickles = [p.name for p in sorted(file.parent.glob("*")) if p.suffix in {".pt", ".pth", ".ckpt", ".bin", ".pkl"}]
+        pickles = [
+            p.name for p in sorted(file.parent.glob("*")) if p.suffix in {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+        ]
         hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
         raise ArtifactError(f"{file.parent} is not an artifact: it has no {CONFIG}{hint}")
     try:
@@ -184,14 +194,22 @@ def _load_tensors(model: nn.Module, file: FilePath) -> None:
             names = set(f.keys())
             missing, extra = sorted(set(own) - names), sorted(names - set(own))
             if missing or extra:
-                parts = [f"{kind} {', '.join(n[:3])}{' ...' if len(n) > 3 else ''}" for kind, n in (("lacks", missing), ("has unknown", extra)) if n]
-                raise ArtifactError(f"{file} {' and '.join(parts)}: its tensors are not those of {type(model).__name__}")
+                parts = [
+                    f"{kind} {', '.join(n[:3])}{' ...' if len(n) > 3 else ''}"
+                    for kind, n in (("lacks", missing), ("has unknown", extra))
+                    if n
+                ]
+                raise ArtifactError(
+                    f"{file} {' and '.join(parts)}: its tensors are not those of {type(model).__name__}"
+                )
             tensors = {name: f.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as err:
         raise ArtifactError(f"{file} is truncated or not safetensors ({file.stat().st_size} bytes): {err}") from err
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise ArtifactError(f"{file}: {name} has shape {tuple(tensor.shape)}, {type(model).__name__} wants {tuple(own[name].shape)}")
+            raise ArtifactError(
+                f"{file}: {name} has shape {tuple(tensor.shape)}, {type(model).__name__} wants {tuple(own[name].shape)}"
+            )
     for name, slot in (*model.named_parameters(), *model.named_buffers()):
         if name in tensors:
             slot.data = slot.data.to(tensors[name].dtype)  # keep the precision (and memory format) that was saved

@@ -20,10 +20,18 @@ LIGHTNING = {
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     names = sorted(e.name for e in entry_points(group="fewstep.demos"))
-    parser.add_argument("domain", nargs="?", default="restoration", help=f"one of: {', '.join(names) or 'none installed'}")
+    parser.add_argument(
+        "domain", nargs="?", default="restoration", help=f"one of: {', '.join(names) or 'none installed'}"
+    )
     parser.add_argument("--minutes", type=float, default=4.5, help="training time, all stages together (default 4.5)")
-    parser.add_argument("--data", metavar="DIR", help="train on your own files instead of those that come with the package")
-    parser.add_argument("--held-out", metavar="DIR", help="compare on these files (default: a part of the data that training never sees)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="train on your own files instead of those that come with the package"
+    )
+    parser.add_argument(
+        "--held-out",
+        metavar="DIR",
+        help="compare on these files (default: a part of the data that training never sees)",
+    )
     parser.add_argument("--out", default="fewstep-demo", metavar="DIR", help="report folder (default fewstep-demo)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
@@ -40,7 +48,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=["overhead", "shell"], help="overhead: sampling per step; shell: training per iteration")
+    parser.add_argument(
+        "table", choices=["overhead", "shell"], help="overhead: sampling per step; shell: training per iteration"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", metavar="FILE", help="also write the table as JSON")
 
@@ -87,7 +97,9 @@ def _run(argv: list[str], verb: str) -> int:
     for name, command in {**COMMANDS, **{n: e.load() for n, e in sorted(registered.items())}}.items():
         command.arguments(verbs.add_parser(name, help=command.help, description=command.help))
     for name, text in LIGHTNING.items():
-        verbs.add_parser(name, help=text, description=f"{text}. All options: fewstep {name} -c RECIPE --print_config", add_help=True)
+        verbs.add_parser(
+            name, help=text, description=f"{text}. All options: fewstep {name} -c RECIPE --print_config", add_help=True
+        )
     args = parser.parse_args(argv or ["--help"])
     command = COMMANDS.get(args.verb) or registered[args.verb].load()
     return command.run(args)

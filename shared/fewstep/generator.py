@@ -52,7 +52,16 @@ class Generator(nn.Module):
         """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
         path = self.denoiser.path
         grid = self.grid(path, steps or self.steps)
-        return sample(self.denoiser.bind(cond, y), path.start(noise, y), path, solver or self.solver, grid, y, generator, callbacks)
+        return sample(
+            self.denoiser.bind(cond, y),
+            path.start(noise, y),
+            path,
+            solver or self.solver,
+            grid,
+            y,
+            generator,
+            callbacks,
+        )
 
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The domain's figures of own samples against a data batch, each (B,); none here."""

@@ -80,7 +80,9 @@ class LogSNR(Grid):
             return Uniform()(path, n)
         ends = path.log_snr(torch.tensor([t_hi, t_lo], dtype=torch.float64))
         if not ends.isfinite().all():
-            raise ValueError(f"lambda is infinite at t = {t_hi if ends[0].isinf() else t_lo}: give LogSNR a finite start or end")
+            raise ValueError(
+                f"lambda is infinite at t = {t_hi if ends[0].isinf() else t_lo}: give LogSNR a finite start or end"
+            )
         t = path.time_of_log_snr(ends[0] + unit(inner) * (ends[1] - ends[0]))
         t[0], t[-1] = t_hi, t_lo
         own = [torch.tensor([v], dtype=torch.float64) for v in (hi, lo)]
@@ -118,7 +120,9 @@ class Shifted(Grid):
 
     def __call__(self, path: Path, n: int) -> Tensor:
         if (path.t_min, path.t_max) != (0.0, 1.0):
-            raise ValueError(f"the shifted grid needs times in [0, 1], {type(path).__name__} has [{path.t_min}, {path.t_max}]")
+            raise ValueError(
+                f"the shifted grid needs times in [0, 1], {type(path).__name__} has [{path.t_min}, {path.t_max}]"
+            )
         t = 1 - unit(n)
         return self.shift * t / (1 + (self.shift - 1) * t)
 
@@ -139,7 +143,9 @@ class Spaced(Grid):
     def __call__(self, path: Path, n: int) -> Tensor:
         hi, lo = between(path, n, None)
         if lo != -1.0:
-            raise ValueError(f"{self.spacing} spacing needs a path of step indices, {type(path).__name__} has times [{lo}, {hi}]")
+            raise ValueError(
+                f"{self.spacing} spacing needs a path of step indices, {type(path).__name__} has times [{lo}, {hi}]"
+            )
         total = int(hi) + 1
         if n > total:
             raise ValueError(f"{n} steps asked of a process with {total} indices")

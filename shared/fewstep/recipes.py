@@ -29,7 +29,9 @@ def find(name: str) -> Path:
 def available() -> dict[str, str]:
     """Name -> first comment line of every shipped recipe."""
     files = sorted(folder().rglob("*.yaml"))
-    return {f.relative_to(folder()).with_suffix("").as_posix(): f.read_text().partition("\n")[0].lstrip("# ") for f in files}
+    return {
+        f.relative_to(folder()).with_suffix("").as_posix(): f.read_text().partition("\n")[0].lstrip("# ") for f in files
+    }
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.name is None:
         names = available()
         width = max(map(len, names))
-        print(json.dumps(names, indent=2) if args.json else "\n".join(f"{n:{width}}  {text}" for n, text in names.items()))
+        print(
+            json.dumps(names, indent=2) if args.json else "\n".join(f"{n:{width}}  {text}" for n, text in names.items())
+        )
     elif args.out is None:
         sys.stdout.write(find(args.name).read_text())
     else:

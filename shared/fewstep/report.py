@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 FEW = 20  # Up to here every point of a curve is marked, and its numbers are listed below the chart.
 INK = "#010203"  # Stands for the text colour of the page, light or dark.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for colour-blind readers.
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe and Ito: safe for colour-blind readers.
 MARKERS = {  # matplotlib's name and the same shape in the legend
     "o": '<circle cx="16" cy="7" r="4"/>',
     "s": '<path d="M12.5 3.5h7v7h-7z"/>',
@@ -54,7 +61,9 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.x) == len(self.y):
-            raise ValueError(f"curve {self.label!r} has {len(self.x)} x and {len(self.y)} y values; give as many of each, at least one")
+            raise ValueError(
+                f"curve {self.label!r} has {len(self.x)} x and {len(self.y)} y values; give as many of each, at least one"
+            )
 
 
 class Report:
@@ -77,7 +86,12 @@ class Report:
         self._add(heading, "".join(f"<p>{escape(p)}</p>" for p in paragraphs))
 
     def table(
-        self, heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", emphasise: int | None = None
+        self,
+        heading: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        note: str = "",
+        emphasise: int | None = None,
     ) -> None:
         """A table; `emphasise` is the index of the row to highlight."""
         if emphasise is not None and not 0 <= emphasise < len(rows):
@@ -110,11 +124,15 @@ class Report:
             # The salt keeps ids of different charts apart, and the same report the same file.
             svg = _svg(curves, x_label, y_label, log_x, log_y, levels, size, salt=f"{len(self._parts)} {width}")
             charts.append(f'<div class="chart {width}" role="img" aria-label="{alt}">{svg}</div>')
-        few = [(c.label, _number(x), _number(y)) for c in curves if len(c.x) <= FEW for x, y in zip(c.x, c.y, strict=True)]
+        few = [
+            (c.label, _number(x), _number(y)) for c in curves if len(c.x) <= FEW for x, y in zip(c.x, c.y, strict=True)
+        ]
         numbers = f"<details><summary>Numbers</summary>{_table(('', x_label, y_label), few)}</details>" if few else ""
         self._add(heading, "".join(charts) + _legend(curves, levels) + _note(note) + numbers)
 
-    def compare(self, heading: str, before: "tuple[str, Picture]", after: "tuple[str, Picture]", note: str = "") -> None:
+    def compare(
+        self, heading: str, before: "tuple[str, Picture]", after: "tuple[str, Picture]", note: str = ""
+    ) -> None:
         """Two pictures of the same view under one slider (mouse, touch, keyboard); side by side where scripts are off."""
         pngs = [_png(before[1]), _png(after[1])]
         (w0, h0), (w, h) = map(_size, pngs)
@@ -136,12 +154,19 @@ class Report:
         for label, picture in pictures:
             png = _png(picture)
             width = _size(png)[0] * zoom
-            figures.append(f'<figure style="--w:{width}px">{_img(png, label, width)}<figcaption>{escape(label)}</figcaption></figure>')
+            figures.append(
+                f'<figure style="--w:{width}px">{_img(png, label, width)}<figcaption>{escape(label)}</figcaption></figure>'
+            )
         self._add(heading, f'<div class="gallery">{"".join(figures)}</div>{_note(note)}')
 
     def html(self) -> str:
-        title, subtitle = escape(self.title), f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
-        return PAGE.format(title=title, subtitle=subtitle, css=CSS, js=JS, version=__version__, body="\n".join(self._parts))
+        title, subtitle = (
+            escape(self.title),
+            f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else "",
+        )
+        return PAGE.format(
+            title=title, subtitle=subtitle, css=CSS, js=JS, version=__version__, body="\n".join(self._parts)
+        )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the file, whole or not at all; a file already there is replaced."""
@@ -204,7 +229,9 @@ def _size(png: bytes) -> tuple[int, int]:
 
 def _img(png: bytes, label: str, shown: int) -> str:
     width, height = _size(png)
-    pixels = ' class="pixels"' if shown > width else ""  # Enlarged pixels stay pixels: a browser's blur would flatter them.
+    pixels = (
+        ' class="pixels"' if shown > width else ""
+    )  # Enlarged pixels stay pixels: a browser's blur would flatter them.
     data = base64.b64encode(png).decode()
     return f'<img{pixels} src="data:image/png;base64,{data}" alt="{escape(label)}" width="{width}" height="{height}" draggable="false">'
 
@@ -222,7 +249,9 @@ def _legend(curves: Sequence[Curve], levels: Mapping[str, float]) -> str:
         colour = COLOURS[i % len(COLOURS)]
         items.append(_key(f'<g stroke="{colour}" fill="{colour}">{line}{mark}</g>') + f"{escape(curve.label)}</li>")
     for i, (label, value) in enumerate(levels.items()):
-        line = f'<path d="M2 7h28" stroke="currentColor" stroke-width="1.5" stroke-dasharray="{DASHES[i % len(DASHES)]}"/>'
+        line = (
+            f'<path d="M2 7h28" stroke="currentColor" stroke-width="1.5" stroke-dasharray="{DASHES[i % len(DASHES)]}"/>'
+        )
         items.append(_key(line) + f"{escape(label)}: {_number(value)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -268,13 +297,19 @@ def _svg(
             ax.axhline(value, color=INK, linewidth=1.2, linestyle=(0, dashes), zorder=1.5)
         _axes(ax, sorted({x for c in curves for x in c.x}), log_x, log_y)
         ax.set_xlabel(x_label, parse_math=False, color=INK)
-        ax.set_title(y_label, parse_math=False, color=INK, loc="left", fontsize="medium")  # level, above its axis: read without turning
+        ax.set_title(
+            y_label, parse_math=False, color=INK, loc="left", fontsize="medium"
+        )  # level, above its axis: read without turning
         file = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # It would hold addresses of vocabularies and a date.
+        nothing = dict.fromkeys(
+            ("Creator", "Date", "Format", "Type")
+        )  # It would hold addresses of vocabularies and a date.
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" and such repeat from chart to chart, and nothing refers to them.
+    return re.sub(
+        r'<g id="[^"]*"', "<g", svg
+    )  # "axes_1" and such repeat from chart to chart, and nothing refers to them.
 
 
 def _axes(ax: "Axes", xs: Sequence[float], log_x: bool, log_y: bool) -> None:

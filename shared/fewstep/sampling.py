@@ -74,7 +74,12 @@ def sample(
 
 
 def _folded(
-    denoise: Bound, x: Tensor, solver: Solver, rows: tuple[Row, ...], keep: tuple[int, int], generator: torch.Generator | None
+    denoise: Bound,
+    x: Tensor,
+    solver: Solver,
+    rows: tuple[Row, ...],
+    keep: tuple[int, int],
+    generator: torch.Generator | None,
 ) -> Tensor:
     """The loop over raw network outputs, for plain denoisers without anchor: no conversion is left per step."""
     denoise.prepare(_times(rows), x)

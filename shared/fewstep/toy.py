@@ -1,8 +1,8 @@
 """Exact worlds: Gaussian mixtures, where denoiser, score, density and (for one component) the flow map are known.
 
-    p(x0) = sum_k w_k N(mu_k, C_k),  C_k = Q_k diag(ev_k) Q_k^T      x_t | k ~ N(a mu_k + b y, a^2 C_k + s^2 I)
-    r_k = softmax_k log(w_k N(x_t; ...)),   z_k = Q_k^T (x_t - b y - a mu_k)
-    E[x0 | x_t] = sum_k r_k (mu_k + Q_k (a ev_k / (a^2 ev_k + s^2)) z_k)
+p(x0) = sum_k w_k N(mu_k, C_k),  C_k = Q_k diag(ev_k) Q_k^T      x_t | k ~ N(a mu_k + b y, a^2 C_k + s^2 I)
+r_k = softmax_k log(w_k N(x_t; ...)),   z_k = Q_k^T (x_t - b y - a mu_k)
+E[x0 | x_t] = sum_k r_k (mu_k + Q_k (a ev_k / (a^2 ev_k + s^2)) z_k)
 """
 
 import math
@@ -23,7 +23,9 @@ class Mixture:
         y: (B, D) or (D,) anchor on anchored paths.
     """
 
-    def __init__(self, path: Path, means: Tensor, covs: Tensor, weights: Tensor | None = None, y: Tensor | None = None) -> None:
+    def __init__(
+        self, path: Path, means: Tensor, covs: Tensor, weights: Tensor | None = None, y: Tensor | None = None
+    ) -> None:
         self.path, self.means, self.y = path, means, y
         self.ev, self.q = torch.linalg.eigh(covs)  # (K, D), (K, D, D)
         self.ev = self.ev.clamp(min=0)

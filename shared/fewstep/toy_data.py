@@ -23,7 +23,9 @@ class _Draws:
 class RingData(L.LightningDataModule):
     """Batches {"x0": (B, 2)} of `toy.ring`: `modes` Gaussians of deviation `std` on a circle of `radius`; 1024 fixed samples validate."""
 
-    def __init__(self, modes: int = 8, radius: float = 2.0, std: float = 0.1, batch_size: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, modes: int = 8, radius: float = 2.0, std: float = 0.1, batch_size: int = 256, seed: int = 0
+    ) -> None:
         super().__init__()
         self.modes, self.radius, self.std, self.batch_size, self.seed = modes, radius, std, batch_size, seed
 

@@ -255,6 +255,21 @@ def test_velocity_prediction_is_the_rate_of_the_flow():
     close(u, rate, tol=1e-7)
 
 
+def test_targets_are_what_their_names_say():
+    path, t = ResidualShift(), interior(ResidualShift(), 9)
+    x0, eps, y, c = normal(9, 3), normal(9, 3, seed=1), normal(9, 3, seed=2), coeffs(path, t)
+    for prediction, wanted in (
+        (X0(), x0),
+        (Eps(), eps),
+        (V(), c.a * eps - c.s * x0),
+        (U(), path.velocity(x0, eps, t, y)),
+        (Score(), -eps / c.s),
+        (Residual(), y - x0),
+    ):
+        close(prediction.target(x0, eps, c, y), wanted, tol=1e-13)
+    assert torch.equal(U().label(t, c), t)
+
+
 def test_predictions_are_equal_by_value():
     assert X0() == X0()
     assert X0() != Eps()

@@ -70,9 +70,13 @@ def full_report(name="plain"):
     report = Report(f"{name} title", f"{name} subtitle")
     report.headline([(f"{name} value", f"{name} label", f"{name} card note")])
     report.text(f"{name} heading", [f"{name} first", f"{name} second"])
-    report.table(f"{name} scores", ["method", f"{name} column"], [["teacher", "28.57"], [f"{name} row", "28.41"]], emphasise=1)
+    report.table(
+        f"{name} scores", ["method", f"{name} column"], [["teacher", "28.57"], [f"{name} row", "28.41"]], emphasise=1
+    )
     curves = [Curve(f"{name} curve", [1, 2, 4], [20.5, 24.25, 26]), Curve("points", [1, 15], [21, 27], style="markers")]
-    report.curves(f"{name} chart", curves, f"{name} x", f"{name} y", log_x=True, note="n", levels={f"{name} level": 25.75})
+    report.curves(
+        f"{name} chart", curves, f"{name} x", f"{name} y", log_x=True, note="n", levels={f"{name} level": 25.75}
+    )
     report.compare(f"{name} pair", (f"{name} before", picture(6, 8)), (f"{name} after", picture(24, 32)))
     report.gallery(f"{name} crops", [(f"{name} crop", picture(5, 7, 1)), ("photo", picture(9, 3, 2))], zoom=4)
     return report
@@ -150,7 +154,12 @@ def test_enlarged_pictures_keep_hard_pixels():
     report.gallery("", [("whole", picture(4, 5))])
     report.compare("", ("low", picture(150, 200)), ("high", picture(600, 800)))
     page = Page(report.html())
-    assert {a["alt"]: a.get("class") for a in page.all("img")} == {"small": "pixels", "whole": None, "low": "pixels", "high": None}
+    assert {a["alt"]: a.get("class") for a in page.all("img")} == {
+        "small": "pixels",
+        "whole": None,
+        "low": "pixels",
+        "high": None,
+    }
     assert "--w:15px" in page.all("figure")[0]["style"]
 
 
@@ -167,7 +176,9 @@ def test_chart_shows_labels_levels_and_numbers():
     assert page.text("li") == ["plain curve", "points", "plain level: 25.75"]
     assert {"20.5", "24.25", "26", "1", "2", "4"} <= set(page.text("td"))
     alts = [a["aria-label"] for a in page.all("div") if a.get("role") == "img"]
-    assert len(alts) == 2 and all(word in alt for alt in alts for word in ("plain curve", "points", "plain level", "plain x", "plain y"))
+    assert len(alts) == 2 and all(
+        word in alt for alt in alts for word in ("plain curve", "points", "plain level", "plain x", "plain y")
+    )
 
 
 @pytest.mark.parametrize("log_x", [False, True])
@@ -191,7 +202,11 @@ def test_any_range_gives_a_chart_with_ticks(xs, log_x):
 
 @pytest.mark.parametrize(
     ("ys", "expected"),
-    [([0.3, 0.45, 0.7], {"0.4", "0.5", "0.6"}), ([0.02, 0.3, 1.7], {"0.02", "0.05", "0.1", "1"}), ([1e-5, 3.0], {"1e-05", "0.001", "0.1"})],
+    [
+        ([0.3, 0.45, 0.7], {"0.4", "0.5", "0.6"}),
+        ([0.02, 0.3, 1.7], {"0.02", "0.05", "0.1", "1"}),
+        ([1e-5, 3.0], {"1e-05", "0.001", "0.1"}),
+    ],
 )
 def test_log_scale_of_scores_is_labelled_with_plain_numbers(ys, expected):
     assert expected <= set(chart([Curve("c", range(len(ys)), ys)], log_y=True, levels={"level": ys[0]}).text("text"))
@@ -201,7 +216,10 @@ def test_chart_follows_the_theme_of_the_page():
     html = plain_html()
     assert "#010203" not in html
     paints = {
-        p.lower() for p in re.findall(r"(?:fill|stroke): ?(#\w+|currentColor)", "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL)))
+        p.lower()
+        for p in re.findall(
+            r"(?:fill|stroke): ?(#\w+|currentColor)", "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+        )
     }
     assert "currentcolor" in paints and not paints & {"#000000", "#ffffff"}
 
@@ -268,7 +286,10 @@ def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         (lambda r: r.table("h", ["a"], [["1"]], emphasise=1), "rows 0 to 0"),
         (lambda r: r.curves("h", [], "x", "y"), "no curve"),
         (lambda r: r.curves("h", [Curve("c", [0, 1], [1, 2])], "x", "y", log_x=True), "above 0"),
-        (lambda r: r.curves("h", [Curve("c", [0, 1], [1, 2])], "x", "y", log_y=True, levels={"l": 0}), "log_y .* above 0"),
+        (
+            lambda r: r.curves("h", [Curve("c", [0, 1], [1, 2])], "x", "y", log_y=True, levels={"l": 0}),
+            "log_y .* above 0",
+        ),
         (lambda r: Curve("c", [1, 2], [1]), "2 x and 1 y"),
         (lambda r: Curve("c", [], []), "at least one"),
     ],

@@ -190,8 +190,14 @@ def test_orientation_is_applied_once(tmp_path, suffix, orientation):
 def upright(x, orientation):
     """Orientation by the words of the standard: where row 0 and column 0 of the file lie in the scene."""
     row0, column0 = {
-        1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
-        5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+        1: ("top", "left"),
+        2: ("top", "right"),
+        3: ("bottom", "right"),
+        4: ("bottom", "left"),
+        5: ("left", "top"),
+        6: ("right", "top"),
+        7: ("right", "bottom"),
+        8: ("left", "bottom"),
     }[orientation]
     if row0 in ("left", "right"):
         x = x.transpose(1, 0, 2)

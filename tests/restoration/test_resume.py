@@ -15,7 +15,12 @@ from fewstep import recipes
 from fewstep.train.fit import main as fit
 
 ITERATIONS = 160
-RECIPES = ["restoration/resshift_small", "restoration/resshift_small_onestep", "restoration/resshift_small_sinsr", "toy/ring_flow"]
+RECIPES = [
+    "restoration/resshift_small",
+    "restoration/resshift_small_onestep",
+    "restoration/resshift_small_sinsr",
+    "toy/ring_flow",
+]
 # Every 7 iterations: no whole number of passes over the data (3 batches), nor a validation (50), ends at most checkpoints.
 CALLBACKS = """[{class_path: fewstep.train.ema.EMA, init_args: {decay: 0.99}},
                 {class_path: fewstep.train.checkpoints.Checkpoints, init_args: {every: 7}}]"""

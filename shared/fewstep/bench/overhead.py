@@ -44,7 +44,12 @@ def main(threads: int, out: str | None) -> int:
             for name, solver in (("DDIM", DDIM()), ("DPM++2M", DPMpp2M())):
                 ours = best_of(lambda x=x, net=net, solver=solver: _ours(x, net, solver)) - bare
                 peer = best_of(lambda x=x, net=net, name=name: _diffusers(x, net, name)) - bare
-                row = {"shape": list(shape), "solver": name, "ours_us": ours / STEPS * 1e6, "diffusers_us": peer / STEPS * 1e6}
+                row = {
+                    "shape": list(shape),
+                    "solver": name,
+                    "ours_us": ours / STEPS * 1e6,
+                    "diffusers_us": peer / STEPS * 1e6,
+                }
                 rows.append(row | {"ratio": ours / peer})
     write({"bench": "overhead", "steps": STEPS, **machine(), "rows": rows}, out)
     return 0
@@ -79,5 +84,12 @@ _SCHEDULERS: dict[str, Any] = {}
 def _cached(name: str, kind: type) -> Any:
     if name not in _SCHEDULERS:
         extra = {"clip_sample": False} if name == "DDIM" else {}
-        _SCHEDULERS[name] = kind(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", **extra)
+        _SCHEDULERS[name] = kind(
+            num_train_timesteps=1000,
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule="linear",
+            timestep_spacing="trailing",
+            **extra,
+        )
     return _SCHEDULERS[name]

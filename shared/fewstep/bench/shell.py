@@ -31,7 +31,17 @@ def main(threads: int, out: str | None) -> int:
     quiet()
     rounds = [(_bare(), _shell()) for _ in range(3)]
     bare, shell = (min(r[k] for r in rounds) for k in (0, 1))
-    write({"bench": "shell", "iterations": ITERATIONS, **machine(), "bare_ms": bare, "shell_ms": shell, "overhead_ms": shell - bare}, out)
+    write(
+        {
+            "bench": "shell",
+            "iterations": ITERATIONS,
+            **machine(),
+            "bare_ms": bare,
+            "shell_ms": shell,
+            "overhead_ms": shell - bare,
+        },
+        out,
+    )
     return 0
 
 

@@ -24,7 +24,12 @@ def best_of(f: Callable[[], Any], rounds: int = 7, repeats: int = 20) -> float:
 
 def machine() -> dict[str, Any]:
     """What a timing was taken on."""
-    return {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def write(table: dict[str, Any], out: str | None) -> None:

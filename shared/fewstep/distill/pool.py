@@ -47,7 +47,12 @@ class PairPool(nn.Module):
             raise ValueError(f"PairPool: size {self.size} is smaller than the batch of {n}")
         count = int(self.filled)
         take = n if count < self.size else min(self.fresh, n)
-        self._put(self._make(teacher, Prepared(data.x0[:take], {k: v[:take] for k, v in data.cond.items()}, _head(data.y, take))), count)
+        self._put(
+            self._make(
+                teacher, Prepared(data.x0[:take], {k: v[:take] for k, v in data.cond.items()}, _head(data.y, take))
+            ),
+            count,
+        )
         chosen = torch.randperm(min(count + take, self.size), device=data.x0.device)[:n]
         ring = {k.removeprefix("ring_"): v[chosen] for k, v in self.named_buffers() if k.startswith("ring_")}
         cond = {k.removeprefix("cond_"): v for k, v in ring.items() if k.startswith("cond_")}
@@ -60,7 +65,9 @@ class PairPool(nn.Module):
         return Pairs(noise, teacher.generate(noise, data.cond, data.y), data.x0, data.cond, data.y)
 
     def _put(self, pairs: Pairs, count: int) -> None:
-        columns = {"noise": pairs.noise, "target": pairs.target, "x0": pairs.x0} | ({} if pairs.y is None else {"y": pairs.y})
+        columns = {"noise": pairs.noise, "target": pairs.target, "x0": pairs.x0} | (
+            {} if pairs.y is None else {"y": pairs.y}
+        )
         columns |= {f"cond_{k}": v for k, v in pairs.cond.items()}
         where = torch.arange(count, count + len(pairs.noise), device=pairs.noise.device) % self.size
         for name, values in columns.items():

@@ -20,7 +20,9 @@ class TimeEmbedding(nn.Module):
         if dim % 2:
             raise ValueError(f"the embedding width must be even, not {dim}")
         self.dim, self.out, self.scale, self.max_period = dim, out, scale, max_period
-        self.register_buffer("freqs", torch.exp(-math.log(max_period) * torch.arange(dim // 2) / (dim // 2)), persistent=False)
+        self.register_buffer(
+            "freqs", torch.exp(-math.log(max_period) * torch.arange(dim // 2) / (dim // 2)), persistent=False
+        )
         self.mlp = nn.Sequential(nn.Linear(dim, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, t: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Variance-preserving cosine path (Improved DDPM, arXiv:2102.09672) in continuous time.
 
-    a = cos((t + o)/(1 + o) pi/2) / cos(o/(1 + o) pi/2),   s = sqrt(1 - a^2),   o = 0.008
+a = cos((t + o)/(1 + o) pi/2) / cos(o/(1 + o) pi/2),   s = sqrt(1 - a^2),   o = 0.008
 """
 
 import math

@@ -1,7 +1,7 @@
 """The discrete DDPM process (arXiv:2006.11239) as a path: t is the step index.
 
-    a(n) = sqrt(prod_{i <= n} (1 - beta_i)),  n = 0 .. N-1,  a(-1) = 1 (clean),   s = sqrt(1 - a^2)
-    log a is piecewise linear in t between the indices.
+a(n) = sqrt(prod_{i <= n} (1 - beta_i)),  n = 0 .. N-1,  a(-1) = 1 (clean),   s = sqrt(1 - a^2)
+log a is piecewise linear in t between the indices.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,9 @@ class DDPM(Path):
     @cached_property
     def _log_a(self) -> Tensor:
         power = 0.5 if self.scaled else 1.0
-        beta = torch.linspace(self.beta_start**power, self.beta_end**power, self.steps, dtype=torch.float64) ** (1 / power)
+        beta = torch.linspace(self.beta_start**power, self.beta_end**power, self.steps, dtype=torch.float64) ** (
+            1 / power
+        )
         return torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-beta).cumsum(0)])
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

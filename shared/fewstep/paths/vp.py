@@ -1,6 +1,6 @@
 """Variance-preserving path with linear beta (arXiv:2011.13456, eq. 33; the continuous limit of DDPM).
 
-    log a = -(B1 - B0) t^2 / 4 - B0 t / 2        s = sqrt(1 - a^2)
+log a = -(B1 - B0) t^2 / 4 - B0 t / 2        s = sqrt(1 - a^2)
 """
 
 from dataclasses import dataclass

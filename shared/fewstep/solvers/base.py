@@ -135,7 +135,9 @@ def _columns(stage: Stage, s: Tensor) -> list[Row]:
 
     xs, es = zip(*map(floats, stage.x), strict=True), zip(*map(floats, stage.e), strict=True)
     noise = [0.0] * len(s) if stage.noise is None else floats(stage.noise)
-    return [Row(t, end, x, e, m, True) for t, end, x, e, m in zip(floats(stage.t), s.tolist(), xs, es, noise, strict=True)]
+    return [
+        Row(t, end, x, e, m, True) for t, end, x, e, m in zip(floats(stage.t), s.tolist(), xs, es, noise, strict=True)
+    ]
 
 
 def _strip(w: tuple[float, ...]) -> tuple[float, ...]:

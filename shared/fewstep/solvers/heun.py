@@ -1,8 +1,8 @@
 """Heun's method of EDM (arXiv:2206.00364, algorithm 1) on any path: the trapezoidal rule for dz/drho = eps. 2 NFE per step.
 
-    z = x/a, rho = s/a, k = (rho_s - rho_t)/2
-    stage 1   z_p = z_t + 2 k eps_t                                    (DDIM)
-    stage 2   z_s = z_t + k (eps_t + eps_p),     eps = (z - x0)/rho
+z = x/a, rho = s/a, k = (rho_s - rho_t)/2
+stage 1   z_p = z_t + 2 k eps_t                                    (DDIM)
+stage 2   z_s = z_t + k (eps_t + eps_p),     eps = (z - x0)/rho
 """
 
 from collections.abc import Sequence

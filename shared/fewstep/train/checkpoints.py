@@ -23,7 +23,11 @@ class Checkpoints(L.Callback):
     """
 
     def __init__(
-        self, folder: str | None = None, every: int = 500, monitor: str | None = None, mode: Literal["min", "max"] = "max"
+        self,
+        folder: str | None = None,
+        every: int = 500,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
     ) -> None:
         if every < 1:
             raise ValueError(f"Checkpoints: every must be at least 1 iteration, not {every}")
@@ -41,7 +45,9 @@ class Checkpoints(L.Callback):
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder or trainer.default_root_dir)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, Shell)
         if pl_module.done % self.every == 0 or pl_module.done == pl_module.iterations:
             self._write(trainer)

@@ -13,7 +13,9 @@ from fewstep.train.schedules import Schedule
 from fewstep.train.shell import Batch, Shell, Terms
 
 
-def denoising_loss(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None = None, y: Tensor | None = None) -> Tensor:
+def denoising_loss(
+    denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None = None, y: Tensor | None = None
+) -> Tensor:
     """Mean square of out - target at x_t = a x0 + b y + s eps, shape (B,).
 
     With a preconditioner the target has unit variance at every t, so this is EDM's weighting (arXiv:2206.00364, eq. 8).

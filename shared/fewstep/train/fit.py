@@ -35,7 +35,14 @@ class RecipeCLI(LightningCLI):
 def one_line(err: BaseException) -> str:
     """The telling lines of a nested parser error, joined: which key, what was wrong, what is allowed."""
     lines = [line.strip(" -\t") for line in str(err).splitlines()]
-    skip = ("Given value", "Subclass types", "usage:", "tip:", "Problem with given class_path", "Does not validate against any")
+    skip = (
+        "Given value",
+        "Subclass types",
+        "usage:",
+        "tip:",
+        "Problem with given class_path",
+        "Does not validate against any",
+    )
     return re.sub(r"\s+", " ", "; ".join([line for line in lines if line and not line.startswith(skip)][:4]))[:500]
 
 
@@ -43,7 +50,13 @@ def quiet() -> None:
     """Silence what a user cannot act on: Lightning's device report and tips, and warnings about its own internals."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in ("LightningCLI's args", "`isinstance\\(treespec", ".*does not have many workers", "The `srun`", ".*log_every_n_steps"):
+    for text in (
+        "LightningCLI's args",
+        "`isinstance\\(treespec",
+        ".*does not have many workers",
+        "The `srun`",
+        ".*log_every_n_steps",
+    ):
         warnings.filterwarnings("ignore", message=text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|lightning")
 

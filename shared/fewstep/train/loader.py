@@ -34,7 +34,9 @@ class _Batches(Dataset[dict[str, Tensor]]):
         first = (k * self.ranks + self.rank) * self.batch_size
         if hasattr(self.data, "batch"):
             return cast(Endless, self.data).batch(self.batch_size, self._generator(first))
-        return default_collate([self._draw(cast(Drawable, self.data), p) for p in range(first, first + self.batch_size)])
+        return default_collate(
+            [self._draw(cast(Drawable, self.data), p) for p in range(first, first + self.batch_size)]
+        )
 
     def _draw(self, data: Drawable, position: int) -> dict[str, Tensor]:
         epoch, i = divmod(position, len(data))
@@ -61,10 +63,19 @@ class StatefulLoader:
         workers: processes that prepare batches.
     """
 
-    def __init__(self, data: Drawable | Endless, batch_size: int, seed: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self, data: Drawable | Endless, batch_size: int, seed: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.data, self.batch_size, self.seed, self.rank, self.ranks, self.workers = data, batch_size, seed, rank, ranks, workers
+        self.data, self.batch_size, self.seed, self.rank, self.ranks, self.workers = (
+            data,
+            batch_size,
+            seed,
+            rank,
+            ranks,
+            workers,
+        )
         self.given = 0
 
     def __len__(self) -> int:
@@ -75,7 +86,9 @@ class StatefulLoader:
         batches = _Batches(self.data, self.batch_size, self.seed, self.rank, self.ranks)
         # The loader draws a base seed when it starts; a generator of its own keeps the global stream untouched.
         own = torch.Generator().manual_seed(self.seed)
-        for batch in DataLoader(batches, batch_size=None, sampler=_Count(self.given), num_workers=self.workers, generator=own):
+        for batch in DataLoader(
+            batches, batch_size=None, sampler=_Count(self.given), num_workers=self.workers, generator=own
+        ):
             self.given += 1
             yield batch
 

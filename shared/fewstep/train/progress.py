@@ -37,11 +37,17 @@ class TrainingBar(L.Callback):
             self._task = self._bar.add_task(self.name, total=pl_module.iterations, completed=pl_module.done, figures="")
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, Shell)
         if trainer.is_global_zero and (pl_module.done % 10 == 0 or pl_module.done == pl_module.iterations):
-            figures = {k.partition("/")[2]: v for k, v in pl_module.latest.items() if k not in {"train/lr", "train/grad_norm"}}
-            self._bar.update(self._task, completed=pl_module.done, figures="  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+            figures = {
+                k.partition("/")[2]: v for k, v in pl_module.latest.items() if k not in {"train/lr", "train/grad_norm"}
+            }
+            self._bar.update(
+                self._task, completed=pl_module.done, figures="  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:

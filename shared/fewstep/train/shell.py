@@ -26,7 +26,9 @@ class NonFiniteLoss(RuntimeError):
 
 def iteration_seed(seed: int, rank: int, iteration: int) -> int:
     """One 63-bit seed per (run seed, rank, iteration), mixed so that neighbouring iterations share nothing (splitmix64)."""
-    z = (seed * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9 + iteration * 0x94D049BB133111EB + 0x2545F4914F6CDD1D) % 2**64
+    z = (
+        seed * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9 + iteration * 0x94D049BB133111EB + 0x2545F4914F6CDD1D
+    ) % 2**64
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = ((z ^ (z >> shift)) * factor) % 2**64
     return (z ^ (z >> 31)) >> 1
@@ -114,7 +116,9 @@ class Shell(L.LightningModule, ABC):
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             bad = [k for k, v in terms.items() if not torch.isfinite(v)] or list(terms)
-            raise NonFiniteLoss(f"loss `{', '.join(bad)}` is {total.item()} at iteration {self.done}: lower the learning rate or check the data")
+            raise NonFiniteLoss(
+                f"loss `{', '.join(bad)}` is {total.item()} at iteration {self.done}: lower the learning rate or check the data"
+            )
         self.manual_backward(total)
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
         factor = self.schedule(self.done, self.iterations)
@@ -134,7 +138,9 @@ class Shell(L.LightningModule, ABC):
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Send scalars to the loggers against the iteration, and to the progress bar."""
-        numbers = {k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in {**values, **self.figures()}.items()}
+        numbers = {
+            k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in {**values, **self.figures()}.items()
+        }
         self.latest |= numbers
         for logger in self.loggers:
             logger.log_metrics(numbers, step=self.done)

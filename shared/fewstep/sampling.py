@@ -51,7 +51,7 @@ def sample(
     """
     rows, callbacks = solver.plan(path, grid), tuple(callbacks)
     keep = max(len(r.x) for r in rows), max(len(r.e) for r in rows)
-    if isinstance(denoise, Bound) and y is None and not callbacks:
+    if isinstance(denoise, Bound) and denoise.y is None and y is None and not callbacks:
         return _folded(denoise, x, solver, rows, keep, generator)
     if hasattr(denoise, "prepare"):
         denoise.prepare(_times(rows), x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]

@@ -67,6 +67,10 @@ def build(config: Any, trusted: tuple[str, ...] = TRUSTED, where: str = "configu
     if "class_path" not in config:
         return {k: build(v, trusted, where) for k, v in config.items()}
     cls = _class(config["class_path"], trusted, where)
+    if not isinstance(config.get("init_args", {}), Mapping):
+        raise ArtifactError(
+            f"{where}: init_args of {cls.__name__} are {type(config['init_args']).__name__}, not names and values"
+        )
     args = {k: build(v, trusted, where) for k, v in config.get("init_args", {}).items()}
     allowed = list(inspect.signature(cls.__init__).parameters)[1:]
     unknown = sorted(set(args) - set(allowed))
@@ -76,8 +80,12 @@ def build(config: Any, trusted: tuple[str, ...] = TRUSTED, where: str = "configu
         )
     try:
         return cls(**args)
-    except TypeError as err:
-        raise ArtifactError(f"{where}: {cls.__name__} cannot be built: {err}") from err
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise (
+            err
+            if isinstance(err, ArtifactError)
+            else ArtifactError(f"{where}: {cls.__name__} cannot be built: {_line(err)}")
+        ) from err
 
 
 def _class(path: Any, trusted: tuple[str, ...], where: str) -> type:
@@ -90,8 +98,10 @@ def _class(path: Any, trusted: tuple[str, ...], where: str) -> type:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as err:
         raise ArtifactError(f"{where}: unknown class {path!r}: {err}") from err
-    if not isinstance(cls, type):
-        raise ArtifactError(f"{where}: {path!r} is not a class")
+    if (
+        not isinstance(cls, type) or cls.__module__.split(".")[0] not in trusted
+    ):  # names that a trusted module merely imports
+        raise ArtifactError(f"{where}: {path!r} is not a class of a trusted package")
     return cls
 
 
@@ -112,21 +122,30 @@ def save(model: nn.Module, folder: str | os.PathLike[str], provenance: Mapping[s
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = tmp.with_suffix(".old")
+    for left in (tmp, old):  # of a killed process with this number
+        shutil.rmtree(left, ignore_errors=True)
     tmp.mkdir()
     try:
         (tmp / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         save_file(tensors, tmp / WEIGHTS, metadata={"format": "pt"})
         (tmp / WEIGHTS).chmod((tmp / CONFIG).stat().st_mode)  # save_file leaves it readable by its owner alone
         if folder.exists():
-            old = tmp.with_suffix(".old")
             folder.rename(old)
             tmp.rename(folder)
             shutil.rmtree(old)
         else:
             tmp.rename(folder)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise ArtifactError(f"{folder}: {type(model).__name__} cannot be saved: {_line(err)}") from err
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return folder
+
+
+def _line(err: BaseException) -> str:
+    """An error as one line."""
+    return " ".join(str(err).split())[:300] or type(err).__name__
 
 
 def load(source: str | os.PathLike[str], trust: tuple[str, ...] = (), revision: str | None = None) -> nn.Module:
@@ -181,8 +200,7 @@ def _folder(source: str | os.PathLike[str], revision: str | None) -> FilePath:
     try:
         return FilePath(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as err:  # the hub client raises many unrelated types; all mean the same to the caller
-        first = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise ArtifactError(f"{name} is not a local folder, and could not be had from the hub: {first}") from err
+        raise ArtifactError(f"{name} is not a local folder, and could not be had from the hub: {_line(err)}") from err
 
 
 def _load_tensors(model: nn.Module, file: FilePath) -> None:

@@ -51,7 +51,7 @@ class Generator(nn.Module):
     ) -> Tensor:
         """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
         path = self.denoiser.path
-        grid = self.grid(path, steps or self.steps)
+        grid = self.grid(path, self.steps if steps is None else steps)
         return sample(
             self.denoiser.bind(cond, y),
             path.start(noise, y),

@@ -25,6 +25,8 @@ def between(path: Path, n: int, end: float | None) -> tuple[float, float]:
     """(t_max, clean end) of a grid of n >= 1 steps; `end` replaces the path's own clean end."""
     if n < 1:
         raise ValueError(f"a grid needs at least 1 step, not {n}")
+    if end is not None and not path.t_min <= end < path.t_max:
+        raise ValueError(f"a grid on {type(path).__name__} ends in [{path.t_min:g}, {path.t_max:g}), not at {end}")
     return path.t_max, path.t_min if end is None else end
 
 
@@ -41,7 +43,9 @@ class Uniform(Grid):
 
     def __call__(self, path: Path, n: int) -> Tensor:
         hi, lo = between(path, n, self.end)
-        return hi + unit(n) * (lo - hi)
+        t = hi + unit(n) * (lo - hi)
+        t[-1] = lo
+        return t
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class LogSNR(Grid):
     def __call__(self, path: Path, n: int) -> Tensor:
         hi, lo = between(path, n, None)
         t_hi, t_lo = hi if self.start is None else self.start, lo if self.end is None else self.end
+        if not lo <= t_lo < t_hi <= hi:
+            raise ValueError(f"LogSNR needs {lo:g} <= end < start <= {hi:g}, got start {t_hi} and end {t_lo}")
         inner = n - (t_hi != hi) - (t_lo != lo)
         if inner < 1:
             return Uniform()(path, n)
@@ -109,6 +115,12 @@ class Karras(Grid):
         r = 1 / self.rho
         steps = torch.linspace(0, 1, n, dtype=torch.float64)
         t = path.time_of_log_snr(-((smax**r + steps * (smin**r - smax**r)) ** self.rho).log())
+        if self.sigma_max is None:
+            t[0] = hi
+        if not t[-1] > lo:
+            raise ValueError(
+                f"Karras: sigma_min {smin} is below what {type(path).__name__} reaches before its clean end"
+            )
         return torch.cat([t, torch.tensor([lo], dtype=torch.float64)])
 
 
@@ -119,6 +131,7 @@ class Shifted(Grid):
     shift: float = 3.0
 
     def __call__(self, path: Path, n: int) -> Tensor:
+        between(path, n, None)
         if (path.t_min, path.t_max) != (0.0, 1.0):
             raise ValueError(
                 f"the shifted grid needs times in [0, 1], {type(path).__name__} has [{path.t_min}, {path.t_max}]"
@@ -156,6 +169,10 @@ class Spaced(Grid):
             "leading": lambda: i * (total // n) + self.offset,
             "floor": lambda: (total * i / n).floor(),
         }[self.spacing]()
+        if index[-1] > hi:
+            raise ValueError(
+                f"{self.spacing} spacing with offset {self.offset} asks for index {index[-1]:g}, the last one is {hi:g}"
+            )
         return torch.cat([index.flip(0), torch.tensor([-1.0], dtype=torch.float64)])
 
 

@@ -15,7 +15,7 @@ from fewstep.prediction import Affine, Prediction, Row
 
 @dataclass(frozen=True)
 class EDMPrecondition(Prediction):
-    """EDM (arXiv:2206.00364, table 1) on any path: z = (x_t - b y)/a, rho = s/a, x0 = c_skip z + c_out F(c_in z, log(rho)/4).
+    """EDM (arXiv:2206.00364, table 1) where a > 0: z = (x_t - b y)/a, rho = s/a, x0 = c_skip z + c_out F(c_in z, log(rho)/4).
 
     c_skip = sd^2/(rho^2 + sd^2), c_out = rho sd/sqrt(rho^2 + sd^2), c_in = 1/sqrt(rho^2 + sd^2); sd = standard deviation of x0.
     """
@@ -28,10 +28,10 @@ class EDMPrecondition(Prediction):
         return self.sigma_data**2 / v, rho * self.sigma_data / v.sqrt(), 1 / v.sqrt()
 
     def row(self, c: Coeffs) -> Row:
-        """F = (x0 - c_skip z)/c_out with z = x0 + rho eps."""
+        """F = (x0 - c_skip z)/c_out with z = x0 + rho eps: p = rho c_in/sd, q = -sd c_in, finite at rho = 0."""
         rho = c.s / c.a
-        skip, out, _ = self._scales(rho)
-        return Row((1 - skip) / out, -skip * rho / out, torch.zeros_like(c.a))
+        c_in = self._scales(rho)[2]
+        return Row(rho * c_in / self.sigma_data, -self.sigma_data * c_in, torch.zeros_like(c.a))
 
     def affine(self, c: Coeffs) -> Affine:
         """eps = ((1 - c_skip) z - c_out F)/rho, where (1 - c_skip)/rho and c_out/rho stay finite at rho = 0."""
@@ -64,6 +64,12 @@ class ConsistencyPrecondition(EDMPrecondition):
         shifted, v = rho - self.sigma_min, rho**2 + self.sigma_data**2
         skip = self.sigma_data**2 / (shifted**2 + self.sigma_data**2)
         return skip, self.sigma_data * shifted / v.sqrt(), 1 / v.sqrt()
+
+    def row(self, c: Coeffs) -> Row:
+        """F = (x0 - c_skip z)/c_out with z = x0 + rho eps; undefined at rho = rho_min, where x0 = z whatever F says."""
+        rho = c.s / c.a
+        skip, out, _ = self._scales(rho)
+        return Row((1 - skip) / out, -skip * rho / out, torch.zeros_like(c.a))
 
     def _eps_scales(self, rho: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
         skip, out, _ = self._scales(rho)

@@ -79,6 +79,11 @@ class X0(Prediction):
     def row(self, c: Coeffs) -> Row:
         return Row(torch.ones_like(c.a), torch.zeros_like(c.a), torch.zeros_like(c.a))
 
+    def affine(self, c: Coeffs) -> Affine:
+        """x0 is the output itself, also at s = 0."""
+        zero = torch.zeros_like(c.a)
+        return Affine(zero, zero + 1, zero, 1 / c.s, -c.a / c.s, -c.b / c.s)
+
 
 class Eps(Prediction):
     """The noise."""
@@ -118,3 +123,8 @@ class Residual(Prediction):
 
     def row(self, c: Coeffs) -> Row:
         return Row(-torch.ones_like(c.a), torch.zeros_like(c.a), torch.ones_like(c.a))
+
+    def affine(self, c: Coeffs) -> Affine:
+        """x0 = y - out, also at s = 0."""
+        zero = torch.zeros_like(c.a)
+        return Affine(zero, zero - 1, zero + 1, 1 / c.s, c.a / c.s, -(c.a + c.b) / c.s)

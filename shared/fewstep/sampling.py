@@ -49,6 +49,8 @@ def sample(
     Raises:
         ValueError: where the solver has no finite weights on this grid.
     """
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a grid is (n + 1,) times with n >= 1, got shape {tuple(grid.shape)}")
     rows, callbacks = solver.plan(path, grid), tuple(callbacks)
     keep = max(len(r.x) for r in rows), max(len(r.e) for r in rows)
     if isinstance(denoise, Bound) and denoise.y is None and y is None and not callbacks:

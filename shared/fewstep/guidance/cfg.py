@@ -27,7 +27,9 @@ class CFG:
         conditional = self.denoiser.bind(cond, y)
         if self.cfg == 1.0:
             return conditional
-        return Guided(conditional, self.denoiser.bind(self.uncond, y), self.cfg)
+        n = next((len(v) for v in (cond or {}).values()), None)
+        uncond = {k: v if n is None else v.expand(n, *v.shape[1:]) for k, v in self.uncond.items()}
+        return Guided(conditional, self.denoiser.bind(uncond, y), self.cfg)
 
 
 class Guided:

@@ -70,11 +70,19 @@ class Solver(ABC):
         """The rows of a whole trajectory over grid: (n + 1,) decreasing times. One row is one network evaluation."""
         return _plan(self, path, tuple(grid.detach().double().tolist()))
 
-    def step(self, path: Path, z: Tensor, estimate: Estimate, t: Tensor, s: Tensor) -> Tensor:
-        """One single-evaluation step from z at per-sample times t to s, both (B,): the teacher's ODE step of a loss."""
+    def step(
+        self, path: Path, z: Tensor, estimate: Estimate, t: Tensor, s: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """One step from z at per-sample times t to s, both (B,), from one estimate: the teacher's ODE step of a loss.
+
+        noise: standard normal, for stochastic solvers; without it the step is their mean.
+        """
         never = [torch.full_like(t, math.nan, dtype=torch.float64)] * self.past
-        (stage,) = self.stages(path, t.double(), s.double(), never)
-        return expand(stage.x[0], z) * z + expand(stage.e[0], z) * getattr(estimate, self.uses)
+        stage, *more = self.stages(path, t.double(), s.double(), never)
+        if more:
+            raise ValueError(f"{type(self).__name__} needs {1 + len(more)} estimates a step; sample() runs it")
+        x = expand(stage.x[0], z) * z + expand(stage.e[0], z) * (estimate.x0 if self.uses == "x0" else estimate.eps)
+        return x if stage.noise is None or noise is None else x + expand(stage.noise, z) * noise
 
 
 class LinearSolver(Solver):
@@ -122,7 +130,7 @@ def _plan(solver: Solver, path: Path, times: tuple[float, ...]) -> tuple[Row, ..
     bad = next((r for r in rows if not all(math.isfinite(v) for v in (*r.x, *r.e, r.noise))), None)
     if bad is not None:
         raise ValueError(
-            f"{type(solver).__name__} has no finite step from t = {bad.t:g} to {bad.s:g} on {path}: start the grid where a > 0"
+            f"{type(solver).__name__} has no finite step from t = {bad.t:g} to {bad.s:g} on {path}: steps start where s(t) > 0"
         )
     return tuple(rows)
 

@@ -18,19 +18,17 @@ import fewstep
 from fewstep import recipes
 from fewstep.command import UsageError
 from fewstep.distill import TrajectoryRegression
-from fewstep.metrics import psnr_rgb, psnr_y, ssim_y
 from fewstep.report import Curve, Report
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.fit import instantiate
 from fewstep.train.history import History
-from fewstep.train.progress import TrainingBar, bar
+from fewstep.train.progress import TrainingBar
 from fewstep.train.shell import Shell
-from fewstep_restoration.metrics import gmsd, laplacian_ratio
+from fewstep_restoration.comparison import EVALUATIONS, Comparison, compare, full_teacher
 from fewstep_restoration.photos import PhotoPairs
 from fewstep_restoration.super_resolver import SuperResolver
 
 SHARE = {"teacher": 0.5, "student": 0.42}  # of the training time; the rest is the comparison
-EVALUATIONS = (1, 2, 3, 5, 8, 15)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -162,72 +160,6 @@ def _backward(shell: Shell, batch: dict[str, Tensor]) -> None:
     torch.stack(list(shell.loss(batch).values())).sum().backward()
 
 
-# --- comparison -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Comparison:
-    """figures: method -> mean over the held-out photographs; pictures: photograph -> method -> (H, W, 3) uint8."""
-
-    methods: dict[str, dict[str, float]]
-    pictures: dict[str, dict[str, Any]]
-
-
-def compare(teacher: SuperResolver, student: SuperResolver, held_out: PhotoPairs, seed: int) -> Comparison:
-    """Bicubic, the teacher at several numbers of evaluations and the student, all from the same noise per photograph.
-
-    psnr_y, ssim_y, gmsd, laplacian_ratio against the original; agreement = RGB PSNR against the teacher's full trajectory.
-    """
-    scores: dict[str, list[dict[str, float]]] = {}
-    pictures: dict[str, dict[str, Any]] = {}
-    slow = f"teacher {teacher.steps}"
-    with torch.no_grad(), bar() as progress:
-        task = progress.add_task("comparing", total=len(held_out), figures="")
-        for i, name in enumerate(held_out.names):
-            pair = held_out.whole(i)
-            lr, hr = pair["lr"][None], unit(pair["hr"][None])
-            noise = student.noise(lr, torch.Generator().manual_seed(seed * 1000 + i))
-            outputs = {"bicubic": (unit(teacher.anchor(lr, teacher.scale)), 0.0)}
-            for n in sorted({*EVALUATIONS, teacher.steps}):
-                outputs[f"teacher {n}"] = _timed(teacher, lr, n, noise)
-            outputs["student 1"] = _timed(student, lr, 1, noise)
-            for method, (image, seconds) in outputs.items():
-                row = {
-                    "psnr_y": psnr_y(image, hr, shave=teacher.scale),
-                    "ssim_y": ssim_y(image, hr, shave=teacher.scale),
-                    "gmsd": gmsd(image, hr),
-                    "laplacian_ratio": laplacian_ratio(image, hr),
-                    "agreement": psnr_rgb(image, outputs[slow][0]),
-                }
-                scores.setdefault(method, []).append({k: v.item() for k, v in row.items()} | {"seconds": seconds})
-            shown = {m: outputs[m][0] for m in ("bicubic", "teacher 1", slow, "student 1")} | {"original": hr}
-            pictures[name] = {m: _pixels(v) for m, v in shown.items()}
-            progress.update(task, advance=1, figures=name)
-    means = {m: {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]} for m, rows in scores.items()}
-    del means[slow]["agreement"]  # with itself
-    return Comparison(means, pictures)
-
-
-def _timed(model: SuperResolver, lr: Tensor, steps: int, noise: Tensor) -> tuple[Tensor, float]:
-    """(image in [0, 1], seconds): the faster of two runs, since the first one may still be setting up."""
-    best = float("inf")
-    for _ in range(2):
-        start = time.perf_counter()
-        image = unit(model(lr, steps=steps, noise=noise))
-        best = min(best, time.perf_counter() - start)
-    return image, best
-
-
-def unit(x: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], clamped."""
-    return ((x + 1) / 2).clamp(0, 1)
-
-
-def _pixels(image: Tensor) -> Any:
-    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8 array."""
-    return (image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +177,7 @@ def _write(folder: Path, metrics: dict[str, Any], figures: Comparison, teacher: 
 
 def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, student: Trained) -> Report:
     m = figures.methods
-    slow = _slow(m)
+    slow = full_teacher(m)
     one, full, bicubic, untaught = m["student 1"], m[slow], m["bicubic"], m["teacher 1"]
     report = Report(
         "One evaluation instead of fifteen",
@@ -344,11 +276,6 @@ def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, stud
     return report
 
 
-def _slow(methods: dict[str, Any]) -> str:
-    """The teacher with most evaluations."""
-    return max((m for m in methods if m.startswith("teacher")), key=lambda m: int(m.split()[1]))
-
-
 def detail(pixels: Any, original: Any, side: int = 104) -> Any:
     """The crop of `pixels` where the original varies most."""
     luma = original.astype(float).mean(-1)
@@ -370,9 +297,9 @@ def _smooth(x: list[float], y: list[float], width: int = 9) -> tuple[list[float]
 
 def _summary(console: Console, metrics: dict[str, Any], out: Path) -> None:
     m = metrics["methods"]
-    one, full, untaught = m["student 1"], m[_slow(m)], m["teacher 1"]
+    one, full, untaught = m["student 1"], m[full_teacher(m)], m["teacher 1"]
     console.print(
-        f"[bold]student, 1 evaluation[/]: {full['seconds'] / one['seconds']:.1f}x faster than {_slow(m)}; agreement with it {one['agreement']:.2f} dB "
+        f"[bold]student, 1 evaluation[/]: {full['seconds'] / one['seconds']:.1f}x faster than {full_teacher(m)}; agreement with it {one['agreement']:.2f} dB "
         f"({untaught['agreement']:.2f} before); PSNR-Y {one['psnr_y']:.2f} dB (teacher {full['psnr_y']:.2f}, bicubic {m['bicubic']['psnr_y']:.2f})"
     )
     console.print(f"report: {out / 'index.html'}   try: fewstep upscale PHOTO OUT.png --model {out / 'student'}")

@@ -169,7 +169,9 @@ def test_every_iteration_and_rank_has_a_seed_of_its_own():
 def test_seeds_of_neighbours_share_nothing():
     flips = [bin(iteration_seed(0, 0, k) ^ iteration_seed(0, 0, k + 1)).count("1") for k in range(500)]
     assert np.mean(flips) == pytest.approx(31.5, abs=0.7)  # of 63 bits
-    x = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(iteration_seed(0, 0, k))) for k in range(200)])
+    x = torch.stack(
+        [torch.randn(64, generator=torch.Generator().manual_seed(iteration_seed(0, 0, k))) for k in range(200)]
+    )
     correlation = torch.corrcoef(x).fill_diagonal_(0)
     assert correlation.abs().max() < 6 / 64**0.5
 

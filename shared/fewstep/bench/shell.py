@@ -1,12 +1,13 @@
 """`fewstep bench shell`: what the training shell costs per iteration over a bare loop doing the same work, on a tiny network."""
 
+import copy
 import tempfile
 import time
 
 import lightning as L
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.bench.timing import machine, write
 from fewstep.denoiser import Denoiser
@@ -20,7 +21,7 @@ from fewstep.toy_data import RingData
 from fewstep.train.denoising import Denoising
 from fewstep.train.ema import EMA
 from fewstep.train.fit import quiet
-from fewstep.train.shell import iteration_seed, scheduled
+from fewstep.train.shell import iteration_seed, scheduled, seed_iteration
 
 ITERATIONS = 1000
 
@@ -56,17 +57,23 @@ def _bare() -> float:
     module, data = _training()
     data.setup("fit")
     student = module.student
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    average = copy.deepcopy(student).requires_grad_(False)
+    averaged, current, average_into = (
+        list(average.parameters()),
+        list(student.parameters()),
+        get_ema_multi_avg_fn(0.999),
+    )
     optimizer = scheduled(torch.optim.AdamW(student.parameters()))
     batches = iter(data.train_dataloader())
     start = time.process_time()
     for k in range(ITERATIONS):
-        torch.manual_seed(iteration_seed(0, 0, k))
+        seed_iteration(iteration_seed(0, 0, k), module.device)
         module.loss(next(batches))["denoising"].backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(student)
+        with torch.no_grad():
+            average_into(averaged, current, k)
     return (time.process_time() - start) / ITERATIONS * 1e3
 
 

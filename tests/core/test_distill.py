@@ -44,6 +44,19 @@ class FlowMap(nn.Module):
         return self.weight * self.world.flow_map(x, t, torch.zeros_like(t))
 
 
+class Corners(nn.Module):
+    """E[x0 | x_t] of four Gaussians at (+-1, +-1) with deviation d = 0.2, on x_t = (1 - t) x0 + t eps; each coordinate is alone:
+
+    v = a^2 d^2 + s^2,   E = k x + (1 - k a) tanh(a x / v),   k = a d^2 / v
+    """
+
+    def forward(self, x, t):
+        a, s = 1 - t[:, None], t[:, None]
+        v = 0.04 * a**2 + s**2
+        k = 0.04 * a / v
+        return k * x + (1 - k * a) * torch.tanh(a * x / v)
+
+
 class Conditional(nn.Module):
     """Depends on state, time, condition and (through the state) anchor, so that mixed-up rows show."""
 
@@ -77,15 +90,14 @@ def test_the_regression_loss_is_the_mean_square_of_each_sample():
 
 @pytest.mark.parametrize("world", [gaussian(FLOW, 1.5, 0.5, dim=2), correlated()], ids=["isotropic", "correlated"])
 def test_the_exact_flow_map_has_zero_loss_against_a_fine_teacher(world):
-    dim = world.means.shape[1]
-    # Heun's last step is first order (its corrector is singular there); the second of two finest teachers bounds the error.
-    losses = []
-    for steps in (256, 512):
+    dim, losses = world.means.shape[1], []
+    for steps in (32, 64, 128):
         model = TrajectoryRegression(generator(Exact(world), steps=steps), 1, student=generator(FlowMap(world)))
         torch.manual_seed(0)
-        losses.append(model.loss({"x0": torch.zeros(64, dim, dtype=torch.float64)})["distill"].item())
-    assert losses[1] < 1e-5
-    assert losses[1] < losses[0] / 3.5  # squared error falls at least as h^2
+        losses.append(model.loss({"x0": torch.zeros(16, dim, dtype=torch.float64)})["distill"].item())
+    assert losses[2] < 1e-5
+    assert losses[0] / losses[1] > 3  # the error falls with the steps of the teacher, its square at least as h^2
+    assert losses[1] / losses[2] > 3
 
 
 def test_a_student_that_repeats_the_teachers_steps_has_zero_loss():
@@ -109,10 +121,9 @@ def test_without_a_student_it_is_a_copy_of_the_teacher_that_learns_alone():
 
 
 def test_agreement_is_the_psnr_against_the_teacher():
-    model = TrajectoryRegression(generator(Exact(ring(FLOW))), 1)
+    model = TrajectoryRegression(generator(Exact(gaussian(FLOW, 1.5, 0.5, dim=2)), steps=1), 1)
     with torch.no_grad():
-        model.student.denoiser.net.weight.fill_(0.5)  # one step of it halves the teacher's one-step output
-        model.teacher.steps = 1
+        model.student.denoiser.net.weight.fill_(0.5)  # in one step it gives half of what the teacher gives
     batch = {"x0": normal(16, 2)}
     torch.manual_seed(3)
     agreement = model.evaluate(model.student, batch)["agreement"]
@@ -123,7 +134,7 @@ def test_agreement_is_the_psnr_against_the_teacher():
 
 def test_a_short_training_brings_the_student_five_times_nearer():
     torch.manual_seed(0)
-    teacher = generator(Exact(ring(FLOW, modes=3)), solver=Heun(), steps=16)
+    teacher = generator(Corners(), steps=8)
     student = generator(MLP(2, 64, 3))
     model = TrajectoryRegression(teacher, 300, student=student)
     held_out, fit = torch.randn(1024, 2), {"x0": torch.zeros(256, 2)}

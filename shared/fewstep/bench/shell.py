@@ -6,7 +6,7 @@ import time
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.bench.timing import machine, write

@@ -50,6 +50,10 @@ class Corners(nn.Module):
     v = a^2 d^2 + s^2,   E = k x + (1 - k a) tanh(a x / v),   k = a d^2 / v
     """
 
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
     def forward(self, x, t):
         a, s = 1 - t[:, None], t[:, None]
         v = 0.04 * a**2 + s**2

@@ -297,7 +297,7 @@ def test_the_average_follows_its_recursion(tmp_path, decay):
         d = min(decay, (1 + n) / (10 + n))
         average = [d * a + (1 - d) * w for a, w in zip(average, current, strict=True)]
     for ours, expected in zip(module.averaged.parameters(), average, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     assert not any(p.requires_grad for p in module.averaged.parameters())
 
 
@@ -437,12 +437,12 @@ def test_checkpoints_come_every_so_many_iterations(tmp_path):
 # --- logging -----------------------------------------------------------------------------------------------------
 
 
-def test_history_keeps_every_scalar_against_the_iteration(tmp_path):
+def test_every_figure_is_logged_once_against_the_iteration(tmp_path):
     module, log = teacher(5), History()
     fit(module, tmp_path, every=2, logger=log, log_every=2)
     assert {k for k in log.curves if "/" in k} == {"train/denoising", "train/grad_norm", "train/lr", "val/denoising"}
     assert log.curves["train/denoising"][0] == [2, 4, 5]
-    assert log.curves["val/denoising"][0] == [2, 4]
+    assert log.curves["val/denoising"][0] == [2, 4, 5]  # once each; the end of a run is validated too
     assert all(math.isfinite(v) for _, values in log.curves.values() for v in values)
 
 

@@ -6,7 +6,7 @@ import time
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.bench.timing import machine, write
@@ -58,11 +58,8 @@ def _bare() -> float:
     data.setup("fit")
     student = module.student
     average = copy.deepcopy(student).requires_grad_(False)
-    averaged, current, average_into = (
-        list(average.parameters()),
-        list(student.parameters()),
-        get_ema_multi_avg_fn(0.999),
-    )
+    averaged, current = ([p.data for p in m.parameters()] for m in (average, student))
+    average_into = get_ema_multi_avg_fn(0.999)
     optimizer = scheduled(torch.optim.AdamW(student.parameters()))
     batches = iter(data.train_dataloader())
     start = time.process_time()

@@ -6,6 +6,7 @@ python -m fewstep_restoration.comparison TEACHER STUDENT FOLDER [--posterior 8] 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ def compare(
     student: SuperResolver,
     held_out: PhotoPairs,
     seed: int,
+    evaluations: Sequence[int] = EVALUATIONS,
     posterior: int = 0,
     keep: bool = True,
 ) -> Comparison:
@@ -47,6 +49,7 @@ def compare(
     full trajectory; seconds: per photograph.
 
     Args:
+        evaluations: of the teacher; 1 and its full number always.
         posterior: also this many stochastic samples of the teacher, one of them and their mean.
         keep: the pictures of the main methods.
     """
@@ -58,7 +61,7 @@ def compare(
         for i, name in enumerate(held_out.names):
             pair = held_out.whole(i)
             hr = unit(pair["hr"][None])
-            outputs = _outputs(teacher, student, pair["lr"][None], seed * 1000 + i, posterior)
+            outputs = _outputs(teacher, student, pair["lr"][None], seed * 1000 + i, evaluations, posterior)
             for method, (image, seconds) in outputs.items():
                 row = {
                     "psnr_y": psnr_y(image, hr, shave=teacher.scale),
@@ -79,12 +82,12 @@ def compare(
 
 
 def _outputs(
-    teacher: SuperResolver, student: SuperResolver, lr: Tensor, seed: int, posterior: int
+    teacher: SuperResolver, student: SuperResolver, lr: Tensor, seed: int, evaluations: Sequence[int], posterior: int
 ) -> dict[str, tuple[Tensor, float]]:
     """Method -> (image in [0, 1], seconds)."""
     noise = student.noise(lr, torch.Generator().manual_seed(seed))
     outputs = {"bicubic": (unit(teacher.anchor(lr, teacher.scale)), 0.0)}
-    for n in sorted({*(n for n in EVALUATIONS if n <= teacher.steps), teacher.steps}):
+    for n in sorted({1, *(n for n in evaluations if n <= teacher.steps), teacher.steps}):
         outputs[f"teacher {n}"] = _timed(teacher, lr, n, noise)
     outputs["student 1"] = _timed(student, lr, 1, noise)
     if posterior:
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("student")
     parser.add_argument("folder")
+    parser.add_argument("--evaluations", type=int, nargs="*", default=EVALUATIONS)
     parser.add_argument("--posterior", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -135,14 +139,14 @@ def main() -> None:
     teacher, student = (cast(SuperResolver, fewstep.load(p)) for p in (args.teacher, args.student))
     photos = PhotoPairs(list_photos(args.folder), teacher.scale)
     result = {
-        "command": f"python -m fewstep_restoration.comparison TEACHER STUDENT {photos.paths[0].parent.name} --posterior {args.posterior}",
+        "command": f"python -m fewstep_restoration.comparison TEACHER STUDENT {photos.paths[0].parent.name} --posterior {args.posterior} --seed {args.seed}",
         "photographs": len(photos),
         "seed": args.seed,
         "threads": args.threads,
         "training": {
             n: read_config(p)["provenance"] for n, p in (("teacher", args.teacher), ("student", args.student))
         },
-        "methods": compare(teacher, student, photos, args.seed, args.posterior, keep=False).methods,
+        "methods": compare(teacher, student, photos, args.seed, args.evaluations, args.posterior, keep=False).methods,
     }
     text = json.dumps(result, indent=2)
     print(text)

@@ -66,6 +66,8 @@ class Photos(L.LightningDataModule):
             raise ImageError(f"{self.folder} holds one image: give more, or a folder of held-out images")
         self.train = PhotoPairs(train, self.scale, self.crop)
         self.val = PhotoPairs(val[: self.validate_on], self.scale, self.crop)
+        for pairs in (self.train, self.val):
+            len(pairs)  # decodes now, so that an unusable folder ends the run before it writes anything
 
     def train_dataloader(self) -> StatefulLoader:
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

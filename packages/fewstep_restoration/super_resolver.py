@@ -58,9 +58,11 @@ class SuperResolver(Generator):
 
     def noise(self, lr: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise for an input: drawn per image at output size, (B, 3 scale^2, h, w)."""
-        b, c, h, w = lr.shape
-        shape, device = (b, c, h * self.scale, w * self.scale), lr.device if generator is None else generator.device
-        return self.encode(torch.randn(shape, dtype=lr.dtype, device=device, generator=generator).to(lr.device))
+        c, h, w = lr.shape[1:]
+        shape, device = (c, h * self.scale, w * self.scale), lr.device if generator is None else generator.device
+        # One draw per image: a single draw of the batch would depend on its size (torch fills its tail differently).
+        drawn = [torch.randn(shape, dtype=lr.dtype, device=device, generator=generator) for _ in lr]
+        return self.encode(torch.stack(drawn).to(lr.device))
 
     def forward(
         self,

@@ -37,6 +37,9 @@ def main(args: argparse.Namespace) -> int:
     if args.steps is not None and args.steps < 1:
         raise UsageError(f"--steps must be at least 1, not {args.steps}")
     jobs = _jobs(source, target, args.recursive)
+    same = next((file for file, to in jobs if file.resolve() == to.resolve()), None)
+    if same is not None:
+        raise UsageError(f"{same} would be written over: give another OUT")
     try:
         model = fewstep.load(args.model)
     except ArtifactError as err:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -71,6 +72,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; bad input ends with one line on stderr and a non-zero exit."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = lambda message, *args, **kwargs: f"fewstep: {message}\n"
     verb = next((a for a in argv if not a.startswith("-")), "")
     try:
         raise SystemExit(_run(argv, verb))

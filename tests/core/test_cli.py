@@ -20,7 +20,12 @@ from fewstep.cli import main
 RING, RINGSTEP = recipes.find("toy/ring_flow"), recipes.find("toy/ring_onestep")
 PHOTOS = recipes.find("restoration/resshift_small")
 NET = "--model.init_args.student.init_args.denoiser.init_args.net.init_args"
-TINY = [f"{NET}.hidden=8", "--model.init_args.iterations=3", "--data.init_args.batch_size=4", "--trainer.accelerator=cpu"]
+TINY = [
+    f"{NET}.hidden=8",
+    "--model.init_args.iterations=3",
+    "--data.init_args.batch_size=4",
+    "--trainer.accelerator=cpu",
+]
 TINY += ["--trainer.logger=false", "--trainer.default_root_dir=out", "--trainer.val_check_interval=2"]
 TINY_PHOTOS = [f"{NET}.width=8", *TINY[1:], "--data.init_args.crop=32", "--data.init_args.folder=pictures"]
 
@@ -58,7 +63,9 @@ print(code, heavy, file=sys.stderr)
     ids=" ".join,
 )
 def test_questions_are_answered_without_importing_anything_heavy(tmp_path, args, needle):
-    done = subprocess.run([sys.executable, "-c", LIGHT, *args], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *args], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stderr == "0 []\n"
     assert needle in done.stdout
     if "--out" in args:
@@ -119,7 +126,9 @@ def refused(cwd, capfd):
 
 def left(folder):
     """Files below a folder, run records apart."""
-    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name != "config.yaml") if folder.exists() else []
+    return (
+        sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name != "config.yaml") if folder.exists() else []
+    )
 
 
 def recipe(folder, change, source=RING):
@@ -179,7 +188,9 @@ def test_a_recipe_that_is_a_folder(refused, cwd):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"- 1\n- 2\n", bytes(range(256)), b"model: [\n", b"model: {a: 1}}\n"], ids=["empty", "list", "binary", "open", "closed"]
+    "content",
+    [b"", b"- 1\n- 2\n", bytes(range(256)), b"model: [\n", b"model: {a: 1}}\n"],
+    ids=["empty", "list", "binary", "open", "closed"],
 )
 def test_a_recipe_file_that_is_none_is_named(refused, cwd, content):
     (cwd / "broken.yaml").write_bytes(content)
@@ -216,7 +227,9 @@ WRONG = [
     pytest.param(("dim: 2", "dim: two"), ["dim", "int", "two"], id="deep"),
     pytest.param(("steps: 25", "steps: [25]"), ["steps", "25"], id="list"),
     pytest.param(("lr: 2.0e-3", "lr: fast"), ["lr", "fast"], id="optimizer"),
-    pytest.param(("val_check_interval: 1000", "val_check_interval: often"), ["val_check_interval", "often"], id="trainer"),
+    pytest.param(
+        ("val_check_interval: 1000", "val_check_interval: often"), ["val_check_interval", "often"], id="trainer"
+    ),
     pytest.param(("mode: min", "mode: smallest"), ["mode", "smallest"], id="choice"),
     pytest.param(("fewstep.solvers.Heun", "fewstep.paths.VP"), ["solver", "fewstep.paths.VP"], id="kind"),
 ]
@@ -284,7 +297,12 @@ def test_a_teacher_that_is_no_artifact(refused, cwd, kind):
         (source / "config.json").write_bytes(b"")
         (source / "model.safetensors").write_bytes(b"")
     before = left(cwd)
-    args = ["--model.init_args.teacher.init_args.source", source, "--trainer.default_root_dir=out", "--trainer.logger=false"]
+    args = [
+        "--model.init_args.teacher.init_args.source",
+        source,
+        "--trainer.default_root_dir=out",
+        "--trainer.logger=false",
+    ]
     refused(["fit", "-c", RINGSTEP, *args], source)
     assert left(cwd) == before
 

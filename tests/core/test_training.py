@@ -291,9 +291,9 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_spoils_the_weights(t
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
 def test_the_average_follows_its_recursion(tmp_path, decay):
     module, recorder = teacher(9), Recorder()
+    average = weights(module.student)
     fit(module, tmp_path, EMA(decay), recorder)
-    average = recorder.weights[0]
-    for n, current in enumerate(recorder.weights[1:], 2):
+    for n, current in enumerate(recorder.weights, 1):
         d = min(decay, (1 + n) / (10 + n))
         average = [d * a + (1 - d) * w for a, w in zip(average, current, strict=True)]
     for ours, expected in zip(module.averaged.parameters(), average, strict=True):

@@ -111,5 +111,5 @@ def test_photographs_of_the_wheel():
     assert set(WHEEL_HELD_OUT) < set(photographs)
     assert {"astronaut", "coffee", "motorcycle_left", "motorcycle_right"} <= set(photographs)
     pairs = PhotoPairs([photographs[name] for name in WHEEL_HELD_OUT])
-    assert pairs.whole(0)["hr"].shape == (3, 300, 448)
+    assert pairs.whole(1)["hr"].shape == (3, 300, 448)
     assert pairs.whole(1)["hr"].shape == (3, 424, 640)

@@ -232,7 +232,13 @@ def test_other_magnifications(cwd):
 def test_the_function_keeps_what_belongs_to_the_picture():
     photo = Photo(torch.rand(3, 5, 4), torch.rand(1, 5, 4), 16, False, b"profile", b"Exif\0\0words")
     out = upscale(resolver(), photo)
-    assert (out.rgb.shape, out.alpha.shape, out.bits, out.icc, out.exif) == ((3, 20, 16), (1, 20, 16), 16, b"profile", photo.exif)
+    assert (out.rgb.shape, out.alpha.shape, out.bits, out.icc, out.exif) == (
+        (3, 20, 16),
+        (1, 20, 16),
+        16,
+        b"profile",
+        photo.exif,
+    )
     assert not out.rgb.requires_grad
     assert 0 <= out.rgb.min() <= out.rgb.max() <= 1
 
@@ -295,7 +301,9 @@ def test_impossible_numbers_of_steps(photos, model, cwd, capfd, steps):
         ("notes.txt", "out.png", "notes.txt"),
     ],
 )
-def test_what_cannot_be_read_or_written_is_refused_and_leaves_nothing(photos, model, cwd, capfd, source, target, needle):
+def test_what_cannot_be_read_or_written_is_refused_and_leaves_nothing(
+    photos, model, cwd, capfd, source, target, needle
+):
     before = files(cwd)
     refused(capfd, [f"in/{source}", target, "--model", model], needle)
     assert files(cwd) == before

@@ -36,7 +36,7 @@ class FiLMUNet(nn.Module):
     def __init__(self, channels: int = 48, cond_channels: int = 3, width: int = 48) -> None:
         super().__init__()
         self.channels, self.cond_channels, self.width = channels, cond_channels, width
-        fine, coarse, embed = width, 2 * width, 4 * width
+        fine, coarse, embed = width, 2 * width, 2 * width
         self.time = TimeEmbedding(64, embed)
         self.first = nn.Conv2d(channels + cond_channels, fine, 3, padding=1)
         self.down = nn.ModuleList(NormFiLMBlock(fine, fine, embed) for _ in range(2))

@@ -28,7 +28,7 @@ class EMA(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Shell)
         if stage == "fit":
-            self._average = copy.deepcopy(pl_module.student).requires_grad_(False)
+            self._average = copy.deepcopy(pl_module.student).requires_grad_(False).eval()
             # Hidden from Lightning: a registered submodule would enter the checkpoint and DDP twice.
             object.__setattr__(pl_module, "averaged", self._average)
 

@@ -25,7 +25,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine from 1 to `end` at the last iteration (arXiv:1608.03983 without restarts)."""
+    """Linear warm-up, then half a cosine from 1 towards `end`, reached after the last iteration (arXiv:1608.03983 without restarts)."""
 
     warmup: int = 0
     end: float = 0.0

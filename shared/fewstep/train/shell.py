@@ -89,6 +89,10 @@ class Shell(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self._log_every = int(getattr(self.trainer, "log_every_n_steps", self._log_every))
 
+    def on_train_start(self) -> None:
+        if self.done >= self.iterations:  # a finished run resumed
+            self.trainer.should_stop = True
+
     @abstractmethod
     def loss(self, batch: Batch) -> Terms:
         """Named scalars whose sum is minimised."""
@@ -131,6 +135,10 @@ class Shell(L.LightningModule, ABC):
             )
         self.manual_backward(total)
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+        if not torch.isfinite(norm):
+            raise NonFiniteLoss(
+                f"the gradient of `{', '.join(terms)}` is {norm.item()} at iteration {self.done}: lower the learning rate"
+            )
         factor = self.schedule(self.done, self.iterations)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -170,7 +178,7 @@ class Shell(L.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         means = {f"val/{k}": torch.cat(v).mean() for k, v in self._sums.items()}
         for name, value in means.items():
-            self.log(name, value, sync_dist=True)
+            self.log(name, value, sync_dist=True, logger=False)
         if not self.trainer.sanity_checking:
             self.record(means)
 

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +17,13 @@ import fewstep
 from fewstep import recipes
 from fewstep.command import UsageError
 from fewstep.distill import TrajectoryRegression
-from fewstep.report import Curve, Report
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.fit import instantiate
 from fewstep.train.history import History
 from fewstep.train.progress import TrainingBar
 from fewstep.train.shell import Shell
-from fewstep_restoration.comparison import EVALUATIONS, Comparison, compare, full_teacher
-from fewstep_restoration.photos import PhotoPairs
+from fewstep_restoration.comparison import Comparison, compare, full_teacher
+from fewstep_restoration.demo_report import Trained, build
 from fewstep_restoration.super_resolver import SuperResolver
 
 SHARE = {"teacher": 0.5, "student": 0.42}  # of the training time; the rest is the comparison
@@ -80,15 +78,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Trained:
-    """What one stage leaves for the report."""
-
-    facts: dict[str, Any]
-    curves: dict[str, tuple[list[float], list[float]]]
-    held_out: PhotoPairs
 
 
 def _train(
@@ -172,127 +161,7 @@ def _write(folder: Path, metrics: dict[str, Any], figures: Comparison, teacher: 
     for name, images in figures.pictures.items():
         for method, pixels in images.items():
             Image.fromarray(pixels).save(folder / "pictures" / f"{name}-{method.replace(' ', '-')}.png")
-    _report(metrics, figures, teacher, student).write(folder / "index.html")
-
-
-def _report(metrics: dict[str, Any], figures: Comparison, teacher: Trained, student: Trained) -> Report:
-    m = figures.methods
-    slow = full_teacher(m)
-    one, full, bicubic, untaught = m["student 1"], m[slow], m["bicubic"], m["teacher 1"]
-    report = Report(
-        "One evaluation instead of fifteen",
-        "A ResShift teacher for x4 super-resolution, distilled to a one-step student on this machine.",
-    )
-    report.headline(
-        [
-            (
-                f"{full['seconds'] / one['seconds']:.1f}x",
-                "faster",
-                f"{one['seconds']:.2f} s a photograph instead of {full['seconds']:.2f} s",
-            ),
-            (
-                f"{one['agreement']:.1f} dB",
-                "agreement with the teacher",
-                f"{untaught['agreement']:.1f} dB before distillation",
-            ),
-            (
-                f"{one['psnr_y'] - full['psnr_y']:+.2f} dB",
-                "PSNR-Y against the teacher's samples",
-                f"{one['psnr_y']:.2f} and {full['psnr_y']:.2f} dB",
-            ),
-            (
-                f"{metrics['seconds'] / 60:.1f} min",
-                "all of it",
-                f"{metrics['threads']} CPU threads, seed {metrics['seed']}",
-            ),
-        ]
-    )
-    for name, images in figures.pictures.items():
-        report.compare(
-            f"{name}: input and student",
-            ("bicubic enlargement of the input", images["bicubic"]),
-            ("student, one evaluation", images["student 1"]),
-        )
-        zoom = {label: detail(images[label], images["original"]) for label in images}
-        report.gallery(
-            f"{name}: the most detailed part", list(zoom.items()), note="The same crop of every method.", zoom=2
-        )
-    steps = [n for n in EVALUATIONS if f"teacher {n}" in m]
-    for key, label, note in (
-        (
-            "psnr_y",
-            "PSNR-Y (dB)",
-            "One evaluation of the teacher is the mean of all plausible pictures: high PSNR, little detail. Its samples trade PSNR for detail.",
-        ),
-        (
-            "agreement",
-            "agreement with the full teacher (dB)",
-            "RGB PSNR between an output and the teacher's full trajectory from the same noise.",
-        ),
-    ):
-        curve = Curve(
-            "teacher",
-            [n for n in steps if key in m[f"teacher {n}"]],
-            [m[f"teacher {n}"][key] for n in steps if key in m[f"teacher {n}"]],
-        )
-        dot = Curve("student", [1], [one[key]], style="markers")
-        report.curves(
-            f"{label} against network evaluations",
-            [curve, dot],
-            "network evaluations",
-            label,
-            note=note,
-            levels={"bicubic": bicubic[key]},
-        )
-    for name, stage, term in (("Teacher", teacher, "denoising"), ("Student", student, "distill")):
-        report.curves(
-            f"{name}: training loss",
-            [Curve(term, *_smooth(*stage.curves[f"train/{term}"]))],
-            "iteration",
-            "loss (running mean)",
-            log_y=True,
-        )
-    if "val/agreement" in student.curves:
-        report.curves(
-            "Agreement while the student trains",
-            [Curve("student", *student.curves["val/agreement"])],
-            "iteration",
-            "dB, in the space of the path",
-        )
-    columns = ["method", "PSNR-Y", "SSIM-Y", "GMSD", "detail ratio", "agreement", "seconds"]
-    keys = ("psnr_y", "ssim_y", "gmsd", "laplacian_ratio", "agreement", "seconds")
-    rows = [[name, *(f"{v[k]:.3f}" if k in v else "" for k in keys)] for name, v in m.items()]
-    note = "Means over the held-out photographs. Detail ratio: mean |Laplacian| relative to the original (1 is right). The number is the evaluations used."
-    report.table("All figures", columns, rows, note=note, emphasise=len(rows) - 1)
-    facts = [
-        f"{name}: recipe {t.facts['recipe']}, {t.facts['parameters']:,} parameters, {t.facts['iterations']} iterations ({t.facts['precision']}) "
-        f"in {t.facts['seconds']:.0f} s ({t.facts['cpu_seconds']:.0f} CPU seconds) on {', '.join(t.facts['photographs'][:12])}"
-        for name, t in (("Teacher", teacher), ("Student", student))
-    ]
-    report.text(
-        "How it was made",
-        [*facts, f"Held out: {', '.join(metrics['held_out'])}. Data: {metrics['data']}. One seed ({metrics['seed']})."],
-    )
-    return report
-
-
-def detail(pixels: Any, original: Any, side: int = 104) -> Any:
-    """The crop of `pixels` where the original varies most."""
-    luma = original.astype(float).mean(-1)
-    busy = abs(luma[1:, 1:] - luma[:-1, 1:]) + abs(luma[1:, 1:] - luma[1:, :-1])
-    h, w = busy.shape
-    best = max(
-        (busy[i : i + side, j : j + side].sum(), i, j)
-        for i in range(0, max(1, h - side), 16)
-        for j in range(0, max(1, w - side), 16)
-    )
-    return pixels[best[1] : best[1] + side, best[2] : best[2] + side]
-
-
-def _smooth(x: list[float], y: list[float], width: int = 9) -> tuple[list[float], list[float]]:
-    """Running mean over `width` log points."""
-    means = [sum(y[max(0, i - width + 1) : i + 1]) / len(y[max(0, i - width + 1) : i + 1]) for i in range(len(y))]
-    return x, means
+    build(metrics, figures, teacher, student).write(folder / "index.html")
 
 
 def _summary(console: Console, metrics: dict[str, Any], out: Path) -> None:

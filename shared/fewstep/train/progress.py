@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fewstep.train.shell import Shell
 
@@ -13,12 +14,14 @@ def bar(console: Console | None = None) -> Progress:
     """The columns every long job of fewstep shows: description, bar, count, elapsed, remaining, figures."""
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[figures]}"),
+        # The figures take what room is left, and are cut rather than the counts.
+        TextColumn("[dim]{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        expand=True,
         console=console or Console(stderr=True),
         refresh_per_second=4,
     )

@@ -50,6 +50,7 @@ class Photos(L.LightningDataModule):
         self.batch_size, self.workers, self.validate_on, self.seed = batch_size, workers, validate_on, seed
 
     def setup(self, stage: str | None = None) -> None:
+        """Find and decode the photographs. Raises ImageError where none is usable."""
         if hasattr(self, "train"):
             return
         if self.folder is None:

@@ -55,6 +55,7 @@ class SinSR(TrajectoryRegression):
         self.inversion, self.ground_truth = inversion, ground_truth
 
     def loss(self, batch: Batch) -> Terms:
+        """The three terms, each a mean square in the space of the path."""
         noise, target, x0, cond, y = self.pairs(batch)
         f, path = self.student.denoiser, self.student.denoiser.path
         end, x_end = path.t_max, path.start(noise, y)

@@ -49,6 +49,7 @@ class FiLMResNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, t: Tensor, lr: Tensor) -> Tensor:
+        """x: (B, C, H, W), t: (B,), lr: (B, L, H, W) -> (B, C, H, W)."""
         emb = self.time(t)
         h = self.first(torch.cat([x, lr], 1).contiguous(memory_format=torch.channels_last))
         for block in self.trunk:

@@ -48,6 +48,7 @@ class FiLMUNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, t: Tensor, lr: Tensor) -> Tensor:
+        """x: (B, C, H, W), t: (B,), lr: (B, L, H, W) -> (B, C, H, W), H and W even."""
         emb = silu(self.time(t))
         h = self.first(torch.cat([x, lr], 1).contiguous(memory_format=torch.channels_last))
         for block in self.down:

@@ -50,5 +50,6 @@ class TrajectoryRegression(Distiller):
         return self.pool.draw(self.teacher, self.student.prepare(batch), self.done)
 
     def loss(self, batch: Batch) -> Terms:
+        """Distance of the student's own sample to the teacher's from the same noise."""
         noise, target, _, cond, y = self.pairs(batch)
         return {"distill": regression_loss(lambda n: self.student.generate(n, cond, y), noise, target).mean()}

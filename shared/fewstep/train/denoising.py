@@ -49,6 +49,7 @@ class Denoising(Shell):
         self.times = times or UniformTimes()
 
     def loss(self, batch: Batch) -> Terms:
+        """Denoising regression at times drawn by `times`."""
         x0, cond, y = self.student.prepare(batch)
         t = self.times(len(x0), self.student.denoiser.path).to(x0.device)
         return {"denoising": denoising_loss(self.student.denoiser, x0, torch.randn_like(x0), t, cond, y).mean()}

@@ -111,7 +111,7 @@ def _facts(name: str, f: dict[str, Any]) -> str:
     )
 
 
-def detail(pixels: Any, original: Any, side: int = 104) -> Any:
+def detail(pixels: Any, original: Any, side: int = 96) -> Any:
     """The crop of `pixels` where the original varies most."""
     luma = original.astype(float).mean(-1)
     busy = abs(luma[1:, 1:] - luma[:-1, 1:]) + abs(luma[1:, 1:] - luma[1:, :-1])

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -72,6 +74,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; bad input ends with one line on stderr and a non-zero exit."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        # An orderly end: temporary outputs are removed on the way out.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.formatwarning = lambda message, *args, **kwargs: f"fewstep: {message}\n"
     verb = next((a for a in argv if not a.startswith("-")), "")
     try:

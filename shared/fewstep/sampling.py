@@ -126,7 +126,9 @@ class _Shift:
             self.b = dict(zip(times.tolist(), path.schedule(times)[1].tolist(), strict=True))
 
     def add(self, z: Tensor, t: float) -> Tensor:
-        return z if self.y is None else torch.add(z, self.y, alpha=self.b[t])
+        if self.y is None or self.b[t] == 0.0:
+            return z
+        return torch.add(z, self.y, alpha=self.b[t])
 
     def remove(self, x: Tensor, t: float) -> Tensor:
         return x if self.y is None else torch.sub(x, self.y, alpha=self.b[t])

@@ -100,11 +100,14 @@ class LinearSolver(Solver):
 def advance(state: State, estimate: Tensor, row: Row, noise: Tensor | None, keep: tuple[int, int]) -> State:
     """The state after one row; `keep` = how many states and estimates later rows look at. Differentiable, no side effects."""
     xs, es = state.xs, (estimate, *state.es)
-    x = xs[0] * row.x[0]
+    if row.x[0] == 0.0:  # the last step to s = 0 keeps nothing of the state
+        x, first = es[0] * row.e[0], 1
+    else:
+        x, first = xs[0] * row.x[0], 0
     for j in range(1, len(row.x)):
         x.add_(xs[j], alpha=row.x[j])
-    for k, w in enumerate(row.e):
-        x.add_(es[k], alpha=w)
+    for k in range(first, len(row.e)):
+        x.add_(es[k], alpha=row.e[k])
     if noise is not None:
         x.add_(noise, alpha=row.noise)
     return State((x, *xs[: keep[0] - 1]), es[: keep[1] - 1])

@@ -15,9 +15,6 @@ from fewstep.recipes import RECIPES
 
 LIGHTNING = {
     "fit": "train a recipe:  fewstep fit -c recipe.yaml [--model.init_args.iterations=2000 ...]",
-    "validate": "validation figures of a recipe",
-    "test": "test figures of a recipe",
-    "predict": "predictions of a recipe",
 }
 
 

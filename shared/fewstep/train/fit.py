@@ -1,4 +1,4 @@
-"""`fewstep fit | validate | test | predict -c recipe.yaml`: LightningCLI over Shell subclasses and data modules."""
+"""`fewstep fit -c recipe.yaml`: LightningCLI over Shell subclasses and data modules."""
 
 import logging
 import pickle

@@ -1,17 +1,18 @@
-"""Solvers are tables of weights. One stage is a linear combination
+"""Solvers are tables of weights. One row is a linear combination
 
-    x_new = sum_j c_j X_j + sum_k w_k E_k + n xi
+    x_new = sum_j c_j X_j + sum_k w_k E_k + n xi + w_y y + bias
 
 of the last states X_0 = x, X_1, ..., the last estimates E_0, E_1, ... (x0 or eps, as the solver `uses`) and fresh noise xi.
 The weights depend on the path and the times alone. They are written once, elementwise in (t, s): the whole grid at a time in
 float64 for sampling (the plan, plain floats), or per-sample times (B,) inside a distillation loss.
 
-Solvers never see the anchor: states here are z = x - b y. They hold no state; `advance` is pure, so searches can fork it.
+Solvers never see the anchor: states here are z = x - b y, and w_y is 0 but for discretisations that are not exact in y.
+They hold no state; `advance` is pure, so searches can fork it.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
@@ -22,33 +23,43 @@ from torch import Tensor
 from fewstep.estimate import Estimate
 from fewstep.paths import Path, expand
 
+# A plain number, or one number per coordinate (broadcast against the state without its batch).
+Weight = float | Tensor
+
 
 class Stage(NamedTuple):
-    """Weights of one network evaluation, as tensors elementwise in the times.
+    """Weights of one row, as tensors elementwise in the times.
 
-    t: where the denoiser is called; x: weights of the states, newest first; e: weights of the estimates, newest first;
-    noise: weight of fresh noise, or None.
+    t: time of the newest state, where the denoiser is called; x: weights of the states, newest first; e: weights of the
+    estimates, newest first, or () for a row without an evaluation; noise: weight of fresh noise; y: weight of the anchor.
     """
 
     t: Tensor
     x: tuple[Tensor, ...]
     e: tuple[Tensor, ...]
     noise: Tensor | None = None
+    y: Tensor | None = None
 
 
 class Row(NamedTuple):
-    """A stage as plain floats; `last` marks the end of a step, at time s."""
+    """A stage as plain numbers.
+
+    t: time of the newest state, where the denoiser is called; s: the end of the step; last: this row reaches it;
+    e = () is a row without an evaluation.
+    """
 
     t: float
     s: float
-    x: tuple[float, ...]
-    e: tuple[float, ...]
-    noise: float
-    last: bool
+    x: tuple[Weight, ...]
+    e: tuple[Weight, ...]
+    noise: Weight = 0.0
+    last: bool = True
+    y: Weight = 0.0
+    bias: Weight = 0.0
 
 
 class State(NamedTuple):
-    """Newest-first states and estimates; `xs[0]` is the current z = x - b y."""
+    """Newest-first states and estimates; `xs[0]` is the current one."""
 
     xs: tuple[Tensor, ...]
     es: tuple[Tensor, ...] = ()
@@ -66,8 +77,28 @@ class Solver(ABC):
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
         """One step t -> s (s cleaner), elementwise; past[k] is the time k + 1 steps before t, NaN where there is none."""
 
+    def lookback(self, n: int) -> Sequence[int]:
+        """How many past times each of n steps may look at; fewer near the end lowers the order there."""
+        return [self.past] * n
+
+    def rows(self, path: Path, grid: Tensor) -> Iterable[Row]:
+        """The rows over grid: (n + 1,) float64 times, by `stages`; solvers whose steps differ write this instead."""
+        t, s = grid[:-1], grid[1:]
+        allowed = torch.tensor(self.lookback(len(t)))
+        past = [torch.cat([t.new_full((k,), math.nan), t])[: len(t)] for k in range(1, self.past + 1)]
+        past = [torch.where(allowed >= k, p, math.nan) for k, p in enumerate(past, 1)]
+        stages = [_columns(stage, s) for stage in self.stages(path, t, s, past)]
+        for step in zip(*stages, strict=True):
+            # A stage that changes nothing (a corrector where the end is singular) costs no evaluation.
+            step = [r for r in step if any(r.e) or r.x[0] != 1.0 or any(r.x[1:]) or r.noise]
+            yield from (r._replace(last=k == len(step) - 1) for k, r in enumerate(step))
+
     def plan(self, path: Path, grid: Tensor) -> tuple[Row, ...]:
-        """The rows of a whole trajectory over grid: (n + 1,) decreasing times. One row is one network evaluation."""
+        """The rows of a whole trajectory over grid: (n + 1,) decreasing times. A row with weights e is one network evaluation.
+
+        Raises:
+            ValueError: where a weight is not finite.
+        """
         return _plan(self, path, tuple(grid.detach().double().tolist()))
 
     def step(
@@ -97,20 +128,42 @@ class LinearSolver(Solver):
         return (Stage(t, (c_x,), weights),)
 
 
-def advance(state: State, estimate: Tensor, row: Row, noise: Tensor | None, keep: tuple[int, int]) -> State:
+def advance(
+    state: State,
+    estimate: Tensor | None,
+    row: Row,
+    noise: Tensor | None,
+    keep: tuple[int, int],
+    y: Tensor | None = None,
+) -> State:
     """The state after one row; `keep` = how many states and estimates later rows look at. Differentiable, no side effects."""
-    xs, es = state.xs, (estimate, *state.es)
-    if row.x[0] == 0.0:  # the last step to s = 0 keeps nothing of the state
-        x, first = es[0] * row.e[0], 1
-    else:
-        x, first = xs[0] * row.x[0], 0
-    for j in range(1, len(row.x)):
-        x.add_(xs[j], alpha=row.x[j])
-    for k in range(first, len(row.e)):
-        x.add_(es[k], alpha=row.e[k])
+    xs, es = state.xs, state.es if estimate is None else (estimate, *state.es)
+    x = None
+    for v, w in (*zip(xs, row.x, strict=False), *zip(es, row.e, strict=False)):
+        if isinstance(w, Tensor) or w != 0.0:
+            x = v * _like(w, v) if x is None else _add(x, v, w)
+    x = torch.zeros_like(xs[0]) if x is None else x
     if noise is not None:
-        x.add_(noise, alpha=row.noise)
+        x = _add(x, noise, row.noise)
+    if y is not None and (isinstance(row.y, Tensor) or row.y != 0.0):
+        x = _add(x, y, row.y)
+    if isinstance(row.bias, Tensor) or row.bias != 0.0:
+        x.add_(_like(row.bias, x))
     return State((x, *xs[: keep[0] - 1]), es[: keep[1] - 1])
+
+
+def reach(rows: Sequence[Row]) -> tuple[int, int]:
+    """(states, estimates) that a driver of these rows keeps: the `keep` of `advance`."""
+    return max(len(r.x) for r in rows), max(1, *(len(r.e) for r in rows))
+
+
+def _like(w: Weight, x: Tensor) -> Weight:
+    return w.to(x) if isinstance(w, Tensor) else w
+
+
+def _add(x: Tensor, v: Tensor, w: Weight) -> Tensor:
+    """x + w v in place."""
+    return x.addcmul_(v, w.to(x)) if isinstance(w, Tensor) else x.add_(v, alpha=w)
 
 
 def finite_or_zero(v: Tensor) -> Tensor:
@@ -121,38 +174,35 @@ def finite_or_zero(v: Tensor) -> Tensor:
 @lru_cache(maxsize=256)
 def _plan(solver: Solver, path: Path, times: tuple[float, ...]) -> tuple[Row, ...]:
     """Solver.plan, remembered: solvers and paths are frozen, so the same grid has the same rows."""
-    grid = torch.tensor(times, dtype=torch.float64)
-    t, s = grid[:-1], grid[1:]
-    past = [torch.cat([t.new_full((k,), math.nan), t])[: len(t)] for k in range(1, solver.past + 1)]
-    stages = [_columns(stage, s) for stage in solver.stages(path, t, s, past)]
-    rows = []
-    for step in zip(*stages, strict=True):
-        # A stage that changes nothing (a corrector where the end is singular) costs no evaluation.
-        step = [r for r in step if any(r.e) or r.x[0] != 1.0 or any(r.x[1:])]
-        rows += [r._replace(last=k == len(step) - 1, x=_strip(r.x), e=_strip(r.e)) for k, r in enumerate(step)]
-    bad = next((r for r in rows if not all(math.isfinite(v) for v in (*r.x, *r.e, r.noise))), None)
+    rows = tuple(
+        r._replace(x=_strip(r.x), e=_strip(r.e)) for r in solver.rows(path, torch.tensor(times, dtype=torch.float64))
+    )
+    bad = next((r for r in rows if not all(map(_finite, (*r.x, *r.e, r.noise, r.y, r.bias)))), None)
     if bad is not None:
         raise ValueError(
             f"{type(solver).__name__} has no finite step from t = {bad.t:g} to {bad.s:g} on {path}: steps start where s(t) > 0"
         )
-    return tuple(rows)
+    return rows
+
+
+def _finite(w: Weight) -> bool:
+    return bool(w.isfinite().all()) if isinstance(w, Tensor) else math.isfinite(w)
 
 
 def _columns(stage: Stage, s: Tensor) -> list[Row]:
     """One row per step, from a stage of tensors (n,)."""
 
-    def floats(v: Tensor) -> list[float]:
-        return v.expand(len(s)).tolist()
+    def floats(v: Tensor | None) -> list[float]:
+        return [0.0] * len(s) if v is None else v.expand(len(s)).tolist()
 
-    xs, es = zip(*map(floats, stage.x), strict=True), zip(*map(floats, stage.e), strict=True)
-    noise = [0.0] * len(s) if stage.noise is None else floats(stage.noise)
-    return [
-        Row(t, end, x, e, m, True) for t, end, x, e, m in zip(floats(stage.t), s.tolist(), xs, es, noise, strict=True)
-    ]
+    xs = list(zip(*map(floats, stage.x), strict=True))
+    es = list(zip(*map(floats, stage.e), strict=True)) or [()] * len(s)
+    columns = zip(floats(stage.t), s.tolist(), xs, es, floats(stage.noise), floats(stage.y), strict=True)
+    return [Row(t, end, x, e, noise, y=y) for t, end, x, e, noise, y in columns]
 
 
-def _strip(w: tuple[float, ...]) -> tuple[float, ...]:
+def _strip(w: tuple[Weight, ...]) -> tuple[Weight, ...]:
     """Without trailing zeros, so that rows without a past do not ask for one."""
-    while len(w) > 1 and w[-1] == 0.0:
+    while len(w) > 1 and not isinstance(w[-1], Tensor) and w[-1] == 0.0:
         w = w[:-1]
     return w

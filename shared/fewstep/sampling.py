@@ -58,17 +58,16 @@ def sample(
     if y is not None:
         rows = anchored(rows, path)
     if isinstance(denoise, Bound) and denoise.y is y and not callbacks:
-        return _folded(denoise, x, solver, rows, y, generator)
+        return _folded(denoise, x, rows, y, generator)
     if hasattr(denoise, "prepare"):
         denoise.prepare(_times(rows), x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     state, keep, done, total = State((x,)), reach(rows), 0, sum(r.last for r in rows)
     for row in rows:
         estimate = None
         if row.e:
-            pair = denoise(state.xs[0], row.t)
+            estimate = denoise(state.xs[0], row.t)
             for callback in callbacks:
-                pair = callback.on_estimate(state.xs[0], pair, row)
-            estimate = pair.x0 if solver.uses == "x0" else pair.eps
+                estimate = callback.on_estimate(state.xs[0], estimate, row)
         state = advance(state, estimate, row, _noise(x, row, generator), keep, y)
         done += row.last
         if row.last and callbacks:
@@ -79,11 +78,11 @@ def sample(
 
 
 def _folded(
-    denoise: Bound, x: Tensor, solver: Solver, rows: tuple[Row, ...], y: Tensor | None, generator: Noise | None
+    denoise: Bound, x: Tensor, rows: tuple[Row, ...], y: Tensor | None, generator: Noise | None
 ) -> Tensor:
     """The loop over raw network outputs, for plain denoisers: no conversion is left per step."""
     denoise.prepare(_times(rows), x)
-    rows = fold(rows, denoise.denoiser.path, denoise.denoiser.prediction, solver.uses)
+    rows = fold(rows, denoise.denoiser.path, denoise.denoiser.prediction)
     state, keep = State((x,)), reach(rows)
     for row, call in zip(rows, denoise.calls(_times(rows)), strict=True):
         out = call(state.xs[0]) if row.e else None
@@ -102,7 +101,7 @@ def anchored(rows: tuple[Row, ...], path: Path) -> tuple[Row, ...]:
 
 
 @lru_cache(maxsize=256)
-def fold(rows: tuple[Row, ...], path: Path, prediction: Prediction, uses: str) -> tuple[Row, ...]:
+def fold(rows: tuple[Row, ...], path: Path, prediction: Prediction) -> tuple[Row, ...]:
     """The same plan over (states, network outputs): E_k = A_k X_k + B_k out_k + C_k y was evaluated at the state X_k.
 
     sum_j c_j X_j + sum_k w_k E_k  =  sum_j c_j X_j + sum_k w_k A_k X_k + sum_k w_k B_k out_k + (sum_k w_k C_k) y
@@ -113,7 +112,7 @@ def fold(rows: tuple[Row, ...], path: Path, prediction: Prediction, uses: str) -
         evaluated = [n, *evaluated] if row.e else evaluated  # rows whose evaluations E_0, E_1, ... are
         c, outs, y = list(row.x), [], row.y
         for at, w in zip(evaluated, row.e, strict=False):
-            a, b, to_y = getattr(table[rows[at].t], uses)
+            a, b, to_y = getattr(table[rows[at].t], row.uses)
             c += [0.0] * (n - at + 1 - len(c))
             c[n - at] = c[n - at] + w * a
             y = y + w * to_y

@@ -19,7 +19,8 @@ class Mixture:
 
     Args:
         path: the path the data is diffused on.
-        means: (K, D).  covs: (K, D, D), positive semi-definite.  weights: (K,), uniform where not given.
+        means: (K, D).  weights: (K,), uniform where not given.
+        covs: (K, D, D), positive semi-definite, or (K, D), the variances of independent coordinates (for large D).
         y: (B, D) or (D,) anchor on anchored paths.
     """
 
@@ -27,8 +28,12 @@ class Mixture:
         self, path: Path, means: Tensor, covs: Tensor, weights: Tensor | None = None, y: Tensor | None = None
     ) -> None:
         self.path, self.means, self.y = path, means, y
-        self.ev, self.q = torch.linalg.eigh(covs)  # (K, D), (K, D, D)
-        self.ev = self.ev.clamp(min=0)
+        self.q: Tensor | None = None  # (K, D, D); None where the coordinates are independent
+        if covs.ndim == 2:
+            self.ev = covs
+        else:
+            self.ev, self.q = torch.linalg.eigh(covs)  # ev: (K, D)
+            self.ev = self.ev.clamp(min=0)
         self.weights = torch.full((len(means),), 1 / len(means), dtype=means.dtype) if weights is None else weights
 
     def _parts(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -36,24 +41,32 @@ class Mixture:
         t = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
         a, b, s = (expand(v, x) for v in self.path.schedule(t))
         xc = x if self.y is None else x - b * self.y
-        z = torch.einsum("kde,bkd->bke", self.q, xc[:, None] - a[..., None] * self.means)
+        z = self._to_axes(xc[:, None] - a[..., None] * self.means)
         v = a[..., None] ** 2 * self.ev + s[..., None] ** 2
         log_joint = self.weights.log() - 0.5 * (z**2 / v + v.log() + math.log(2 * math.pi)).sum(-1)
         return a, s, xc, z, v, log_joint
+
+    def _to_axes(self, v: Tensor) -> Tensor:
+        """Q_k^T v_k, (B, K, D)."""
+        return v if self.q is None else torch.einsum("kde,bkd->bke", self.q, v)
+
+    def _from_axes(self, v: Tensor) -> Tensor:
+        """Q_k v_k, (B, K, D)."""
+        return v if self.q is None else torch.einsum("kde,bke->bkd", self.q, v)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         """The exact (E[x0|x_t], E[eps|x_t]) at times t, a float or (B,)."""
         a, s, _, z, v, log_joint = self._parts(x, t)
         r = log_joint.softmax(1)[..., None]
-        x0 = (r * (self.means + torch.einsum("kde,bke->bkd", self.q, a[..., None] * self.ev / v * z))).sum(1)
-        eps = (r * torch.einsum("kde,bke->bkd", self.q, s[..., None] / v * z)).sum(1)
+        x0 = (r * (self.means + self._from_axes(a[..., None] * self.ev / v * z))).sum(1)
+        eps = (r * self._from_axes(s[..., None] / v * z)).sum(1)
         return Estimate(x0, eps)
 
     def score(self, x: Tensor, t: float | Tensor) -> Tensor:
         """grad log p_t(x), (B, D)."""
         _, _, _, z, v, log_joint = self._parts(x, t)
         r = log_joint.softmax(1)[..., None]
-        return -(r * torch.einsum("kde,bke->bkd", self.q, z / v)).sum(1)
+        return -(r * self._from_axes(z / v)).sum(1)
 
     def log_density(self, x: Tensor, t: float | Tensor) -> Tensor:
         """log p_t(x), (B,)."""
@@ -63,7 +76,8 @@ class Mixture:
         """n samples of x0, (n, D)."""
         k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
         xi = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, generator=generator)
-        return self.means[k] + torch.einsum("bde,be->bd", self.q[k], self.ev[k].sqrt() * xi)
+        scaled = self.ev[k].sqrt() * xi
+        return self.means[k] + (scaled if self.q is None else torch.einsum("bde,be->bd", self.q[k], scaled))
 
     def flow_map(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """The exact probability-flow solution at time s from x at time t; one component only.
@@ -74,10 +88,11 @@ class Mixture:
             raise ValueError(f"flow_map is closed-form for one Gaussian, this mixture has {len(self.means)} components")
         times = (torch.as_tensor(v, dtype=torch.float64).expand(len(x)) for v in (t, s))
         (at, bt, st), (as_, bs, ss) = ([expand(v, x) for v in self.path.schedule(u)] for u in times)
-        mu, ev, q = self.means[0], self.ev[0], self.q[0]
+        mu, ev = self.means[0], self.ev[0]
         y = 0.0 if self.y is None else self.y
-        z = (x - bt * y - at * mu) @ q
-        return bs * y + as_ * mu + (z * ((as_**2 * ev + ss**2) / (at**2 * ev + st**2)).sqrt()) @ q.T
+        z = self._to_axes((x - bt * y - at * mu)[:, None])
+        ratio = ((as_**2 * ev + ss**2) / (at**2 * ev + st**2)).sqrt()
+        return bs * y + as_ * mu + self._from_axes(z * ratio[:, None])[:, 0]
 
 
 def ring(path: Path, modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:

@@ -2,7 +2,7 @@
 
     x_new = sum_j c_j X_j + sum_k w_k E_k + n xi + w_y y + bias
 
-of the last states X_0 = x, X_1, ..., the last estimates E_0, E_1, ... (x0 or eps, as the solver `uses`) and fresh noise xi.
+of the last states X_0 = x, X_1, ..., the last estimates E_0, E_1, ... (x0 or eps, as the row `uses`) and fresh noise xi.
 The weights depend on the path and the times alone. They are written once, elementwise in (t, s): the whole grid at a time in
 float64 for sampling (the plan, plain floats), or per-sample times (B,) inside a distillation loss.
 
@@ -23,6 +23,8 @@ from torch import Tensor
 from fewstep.estimate import Estimate
 from fewstep.paths import Path, expand
 
+# Which half of an estimate.
+Half = Literal["x0", "eps"]
 # A plain number, or one number per coordinate (broadcast against the state without its batch).
 Weight = float | Tensor
 
@@ -54,15 +56,16 @@ class Row(NamedTuple):
     e: tuple[Weight, ...]
     noise: Weight = 0.0
     last: bool = True
+    uses: Half = "x0"
     y: Weight = 0.0
     bias: Weight = 0.0
 
 
 class State(NamedTuple):
-    """Newest-first states and estimates; `xs[0]` is the current one."""
+    """Newest-first states and estimates; `xs[0]` is the current one. In folded loops es are raw network outputs."""
 
     xs: tuple[Tensor, ...]
-    es: tuple[Tensor, ...] = ()
+    es: tuple[Estimate | Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Solver(ABC):
 
     order: ClassVar[int]
     past: ClassVar[int] = 0
-    uses: ClassVar[Literal["x0", "eps"]] = "x0"
+    uses: ClassVar[Half] = "x0"
 
     @abstractmethod
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
@@ -82,16 +85,32 @@ class Solver(ABC):
         return [self.past] * n
 
     def rows(self, path: Path, grid: Tensor) -> Iterable[Row]:
-        """The rows over grid: (n + 1,) float64 times, by `stages`; solvers whose steps differ write this instead."""
+        """The rows over grid: (n + 1,) float64 times, by `stages`; solvers whose steps differ write this instead.
+
+        Where `regular` says no, the step is the first-order one.
+        """
         t, s = grid[:-1], grid[1:]
         allowed = torch.tensor(self.lookback(len(t)))
         past = [torch.cat([t.new_full((k,), math.nan), t])[: len(t)] for k in range(1, self.past + 1)]
         past = [torch.where(allowed >= k, p, math.nan) for k, p in enumerate(past, 1)]
-        stages = [_columns(stage, s) for stage in self.stages(path, t, s, past)]
-        for step in zip(*stages, strict=True):
-            # A stage that changes nothing (a corrector where the end is singular) costs no evaluation.
-            step = [r for r in step if any(r.e) or r.x[0] != 1.0 or any(r.x[1:]) or r.noise]
-            yield from (r._replace(last=k == len(step) - 1) for k, r in enumerate(step))
+        stages = [_columns(stage, s, self.uses) for stage in self.stages(path, t, s, past)]
+        regular = self.regular(path, t, s, len(stages)).tolist()
+        for i, step in enumerate(zip(*stages, strict=True)):
+            if regular[i]:
+                yield from (r._replace(last=k == len(step) - 1) for k, r in enumerate(step))
+            else:
+                yield first_order(path, t[i], s[i])
+
+    def regular(self, path: Path, t: Tensor, s: Tensor, stages: int) -> Tensor:
+        """Where the step t -> s can be taken as written, elementwise.
+
+        Several evaluations need finite lambda at both ends; one in eps needs a_t > 0 (there x0 is not a function of eps), one in
+        x0 needs s_t > 0 (bridges start without noise).
+        """
+        (at, _, st), (as_, _, ss) = path.schedule(t), path.schedule(s)
+        if stages == 1:
+            return (at if self.uses == "eps" else st) != 0
+        return (at != 0) & (as_ != 0) & (ss != 0)
 
     def plan(self, path: Path, grid: Tensor) -> tuple[Row, ...]:
         """The rows of a whole trajectory over grid: (n + 1,) decreasing times. A row with weights e is one network evaluation.
@@ -113,6 +132,10 @@ class Solver(ABC):
         if more:
             raise ValueError(f"{type(self).__name__} needs {1 + len(more)} estimates a step; sample() runs it")
         x = expand(stage.x[0], z) * z + expand(stage.e[0], z) * (estimate.x0 if self.uses == "x0" else estimate.eps)
+        if self.uses == "eps":  # out of a_t = 0, where x0 is no function of eps
+            (at, _, st), (as_, _, ss) = path.schedule(t.double()), path.schedule(s.double())
+            first = expand(ss / st, z) * z + expand(as_ - at * ss / st, z) * estimate.x0
+            x = torch.where(expand(at, z) == 0, first, x)
         return x if stage.noise is None or noise is None else x + expand(stage.noise, z) * noise
 
 
@@ -130,7 +153,7 @@ class LinearSolver(Solver):
 
 def advance(
     state: State,
-    estimate: Tensor | None,
+    estimate: Estimate | Tensor | None,
     row: Row,
     noise: Tensor | None,
     keep: tuple[int, int],
@@ -141,6 +164,7 @@ def advance(
     x = None
     for v, w in (*zip(xs, row.x, strict=False), *zip(es, row.e, strict=False)):
         if isinstance(w, Tensor) or w != 0.0:
+            v = v if isinstance(v, Tensor) else v.x0 if row.uses == "x0" else v.eps
             x = v * _like(w, v) if x is None else _add(x, v, w)
     x = torch.zeros_like(xs[0]) if x is None else x
     if noise is not None:
@@ -166,6 +190,22 @@ def _add(x: Tensor, v: Tensor, w: Weight) -> Tensor:
     return x.addcmul_(v, w.to(x)) if isinstance(w, Tensor) else x.add_(v, alpha=w)
 
 
+def first_order(path: Path, t: Tensor, s: Tensor) -> Row:
+    """DDIM's step between two times (0-dim) as a row, finite at both singular ends: z_s = (s_s/s_t) z + (a_s - a_t s_s/s_t) x0."""
+    c_x, gain = data_form(path, t, s)
+    return Row(t.item(), s.item(), (c_x.item(),), (gain.item(),))
+
+
+def data_form(path: Path, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """(s_s/s_t, a_s - a_t s_s/s_t), the first-order weights of state and x0, elementwise.
+
+    Where a_t = s_t = 0 they are their limits (0, a_s): bridges start at x = y with z = 0, and no noise enters an ODE step.
+    """
+    (at, _, st), (as_, _, ss) = path.schedule(t), path.schedule(s)
+    c_x = torch.where((at == 0) & (st == 0), 0.0, ss / st)
+    return c_x, as_ - at * c_x
+
+
 def finite_or_zero(v: Tensor) -> Tensor:
     """NaN and infinities as 0: a multistep term that has no past, or whose step is infinite in lambda, drops out."""
     return torch.where(v.isfinite(), v, 0.0)
@@ -189,7 +229,7 @@ def _finite(w: Weight) -> bool:
     return bool(w.isfinite().all()) if isinstance(w, Tensor) else math.isfinite(w)
 
 
-def _columns(stage: Stage, s: Tensor) -> list[Row]:
+def _columns(stage: Stage, s: Tensor, uses: Half) -> list[Row]:
     """One row per step, from a stage of tensors (n,)."""
 
     def floats(v: Tensor | None) -> list[float]:
@@ -198,7 +238,7 @@ def _columns(stage: Stage, s: Tensor) -> list[Row]:
     xs = list(zip(*map(floats, stage.x), strict=True))
     es = list(zip(*map(floats, stage.e), strict=True)) or [()] * len(s)
     columns = zip(floats(stage.t), s.tolist(), xs, es, floats(stage.noise), floats(stage.y), strict=True)
-    return [Row(t, end, x, e, noise, y=y) for t, end, x, e, noise, y in columns]
+    return [Row(t, end, x, e, noise, uses=uses, y=y) for t, end, x, e, noise, y in columns]
 
 
 def _strip(w: tuple[Weight, ...]) -> tuple[Weight, ...]:

@@ -8,7 +8,6 @@ stage 2   z_s = z_t + k (eps_t + eps_p),     eps = (z - x0)/rho
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fewstep.paths import Path
@@ -29,10 +28,4 @@ class Heun(Solver):
         kt, ks = (ratio - 1) / 2, (1 - 1 / ratio) / 2
         x = (ks, as_ / at * (1 + kt))  # newest first: z_p (already scaled by a_s), then z_t
         e = (-as_ * ks, -as_ * kt)
-        one, zero = torch.ones_like(t), torch.zeros_like(t)
-        regular = (ss > 0) & (at > 0)
-        return predict, Stage(
-            s,
-            (torch.where(regular, x[0], one), torch.where(regular, x[1], zero)),
-            (torch.where(regular, e[0], zero), torch.where(regular, e[1], zero)),
-        )
+        return predict, Stage(s, x, e)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,18 @@ class Denoiser(nn.Module):
     def __init__(self, net: nn.Module, path: Path, prediction: Prediction) -> None:
         super().__init__()
         self.net, self.path, self.prediction = net, path, prediction
+
+    @classmethod
+    def from_diffusers(cls, source: Any, scheduler: Any | None = None) -> "Denoiser":
+        """The network of a diffusers pipeline, or a diffusers model with its scheduler, as it was trained: path and prediction are
+        those of the scheduler's configuration, conditions are the model's own arguments (`encoder_hidden_states`, ...).
+
+        Raises:
+            ValueError: models and schedulers that have no equivalent here.
+        """
+        from fewstep.integrations.diffusers_model import parts  # diffusers takes seconds to import
+
+        return cls(*parts(source, scheduler))
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, y: Tensor | None = None) -> Estimate:
         """Estimate at per-sample times t: (B,)."""

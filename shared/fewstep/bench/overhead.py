@@ -4,6 +4,7 @@ The network answers at once with a stored tensor (eps), so all that is timed is 
 the step, the loop and, once per trajectory, the plan. A bare loop that only calls the network is subtracted from both.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,10 +16,25 @@ from fewstep.grids import Spaced
 from fewstep.paths import DDPM
 from fewstep.prediction import Eps
 from fewstep.sampling import sample
-from fewstep.solvers import DDIM, DPMpp2M, Solver
+from fewstep.solvers.base import Solver
+from fewstep.solvers.ddim import DDIM
+from fewstep.solvers.dpm_multistep import DPM3M, DPMpp3M
+from fewstep.solvers.dpmpp_2m import DPMpp2M
+from fewstep.solvers.pndm import PLMS
+from fewstep.solvers.unipc import UniPC
 
 STEPS = 20
-SHAPES = ((1, 4, 64, 64), (16, 4, 128, 128))
+SHAPES = ((1, 4, 64, 64), (4, 4, 64, 64), (1, 16, 128, 128), (16, 4, 128, 128))
+# name -> ours, and the diffusers scheduler of the same equations with its arguments.
+PAIRS: dict[str, tuple[Solver, str, dict[str, Any]]] = {
+    "DDIM": (DDIM(), "DDIMScheduler", {"clip_sample": False}),
+    "DPM++2M": (DPMpp2M(), "DPMSolverMultistepScheduler", {"solver_order": 2}),
+    "DPM++3M": (DPMpp3M(), "DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "UniPC-2": (UniPC(2), "UniPCMultistepScheduler", {"solver_order": 2}),
+    "UniPC-3": (UniPC(3), "UniPCMultistepScheduler", {"solver_order": 3}),
+    "DEIS-3": (DPM3M(variant="exact"), "DEISMultistepScheduler", {"solver_order": 3}),
+    "PLMS": (PLMS(), "PNDMScheduler", {"skip_prk_steps": True}),
+}
 
 
 class Answer(nn.Module):
@@ -33,26 +49,29 @@ class Answer(nn.Module):
 
 
 def main(threads: int, out: str | None) -> int:
-    """Microseconds per step of DDIM and DPM-Solver++(2M), ours and diffusers', for two shapes."""
-    torch.set_num_threads(threads)
+    """Microseconds per step of every pair and shape, with 1 thread and, where asked for more, with that many too."""
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
-        for shape in SHAPES:
-            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-            net = Answer(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
-            bare = best_of(lambda x=x, net=net: _bare(x, net))
-            for name, solver in (("DDIM", DDIM()), ("DPM++2M", DPMpp2M())):
-                ours = best_of(lambda x=x, net=net, solver=solver: _ours(x, net, solver)) - bare
-                peer = best_of(lambda x=x, net=net, name=name: _diffusers(x, net, name)) - bare
-                row = {
-                    "shape": list(shape),
-                    "solver": name,
-                    "ours_us": ours / STEPS * 1e6,
-                    "diffusers_us": peer / STEPS * 1e6,
-                }
-                rows.append(row | {"ratio": ours / peer})
+        for count in sorted({1, threads}):
+            torch.set_num_threads(count)
+            for shape in SHAPES:
+                rows += [{"threads": count, "shape": list(shape), **row} for row in _rows(shape)]
     write({"bench": "overhead", "steps": STEPS, **machine(), "rows": rows}, out)
     return 0
+
+
+def _rows(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    net = Answer(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    small = x.numel() < 100_000
+    bare = best_of(lambda: _bare(x, net))
+    rows = []
+    for name, (solver, _, _) in PAIRS.items():
+        ours = best_of(lambda solver=solver: _ours(x, net, solver), repeats=20 if small else 5) - bare
+        peer = best_of(lambda name=name: _diffusers(x, net, name), repeats=10 if small else 2) - bare
+        row = {"solver": name, "ours_us": ours / STEPS * 1e6, "diffusers_us": peer / STEPS * 1e6}
+        rows.append(row | {"ratio": ours / peer})
+    return rows
 
 
 def _bare(x: Tensor, net: nn.Module) -> None:
@@ -67,10 +86,7 @@ def _ours(x: Tensor, net: nn.Module, solver: Solver) -> Tensor:
 
 
 def _diffusers(x: Tensor, net: nn.Module, name: str) -> Tensor:
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-    scheduler = _cached(name, DDIMScheduler if name == "DDIM" else DPMSolverMultistepScheduler)
+    scheduler = _scheduler(name)
     scheduler.set_timesteps(STEPS)
     label = torch.zeros(len(x))
     for t in scheduler.timesteps:
@@ -78,18 +94,10 @@ def _diffusers(x: Tensor, net: nn.Module, name: str) -> Tensor:
     return x
 
 
-_SCHEDULERS: dict[str, Any] = {}
+@cache
+def _scheduler(name: str) -> Any:
+    import diffusers
 
-
-def _cached(name: str, kind: type) -> Any:
-    if name not in _SCHEDULERS:
-        extra = {"clip_sample": False} if name == "DDIM" else {}
-        _SCHEDULERS[name] = kind(
-            num_train_timesteps=1000,
-            beta_start=1e-4,
-            beta_end=0.02,
-            beta_schedule="linear",
-            timestep_spacing="trailing",
-            **extra,
-        )
-    return _SCHEDULERS[name]
+    _, kind, extra = PAIRS[name]
+    betas = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    return getattr(diffusers, kind)(**betas, timestep_spacing="trailing", **extra)

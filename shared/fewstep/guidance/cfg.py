@@ -3,47 +3,58 @@
 The conversion between predictions is affine with the same x for both branches, so guiding x0, eps, v or u is identical.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoise, Denoiser
+from fewstep.denoiser import Cond, Denoise
 from fewstep.estimate import Estimate
+from fewstep.guidance.guide import Guide, Model
+from fewstep.guidance.rule import Branches, Mix, Mixed, Rule
+from fewstep.guidance.schedules import Scale, weight
 
 
-class CFG:
+@dataclass(frozen=True)
+class CFGRule(Rule):
+    """u + cfg (c - u). 2 NFE per step; 1 where cfg is 1, the conditional model."""
+
+    cfg: Scale
+
+    def begin(self) -> Mix:
+        return self.mix
+
+    def mix(self, at: Branches) -> Estimate:
+        """The guided estimate."""
+        w = weight(self.cfg, at.t, at.x)
+        if not isinstance(w, Tensor) and w == 1.0:
+            return at(0)[0]
+        c, u = at(0, 1)
+        return u.map(lambda u, c: torch.lerp(u, c, w), c)
+
+
+class CFG(Guide):
     """Denoiser in, denoiser out. cfg = 1 means no guidance (and costs one evaluation).
 
     Args:
         denoiser: the conditional model.
-        cfg: guidance scale.
+        cfg: guidance scale, or a schedule of it.
         uncond: conditions of the unconditional branch, broadcast over the batch.
+        together: one call on 2B rows per step instead of two on B.
     """
 
-    def __init__(self, denoiser: Denoiser, cfg: float, uncond: Cond) -> None:
-        self.denoiser, self.cfg, self.uncond = denoiser, cfg, uncond
+    def __init__(self, denoiser: Model, cfg: Scale, uncond: Cond, together: bool = False) -> None:
+        super().__init__(denoiser, CFGRule(cfg), (uncond,), together)
+        self.cfg, self.uncond = cfg, uncond
 
     def bind(self, cond: Cond | None = None, y: Tensor | None = None) -> Denoise:
         """The guided callable (x, t) -> Estimate."""
-        conditional = self.denoiser.bind(cond, y)
-        if self.cfg == 1.0:
-            return conditional
-        n = next((len(v) for v in (cond or {}).values()), None)
-        uncond = {k: v if n is None else v.expand(n, *v.shape[1:]) for k, v in self.uncond.items()}
-        return Guided(conditional, self.denoiser.bind(uncond, y), self.cfg)
+        return self.denoiser.bind(cond, y) if self.cfg == 1.0 else super().bind(cond, y)
 
 
-class Guided:
+class Guided(Mixed):
     """Two bound denoisers mixed: u + cfg (c - u)."""
 
-    def __init__(self, conditional: Denoise, unconditional: Denoise, cfg: float) -> None:
+    def __init__(self, conditional: Denoise, unconditional: Denoise, cfg: Scale) -> None:
+        super().__init__((conditional, unconditional), CFGRule(cfg))
         self.conditional, self.unconditional, self.cfg = conditional, unconditional, cfg
-
-    def prepare(self, times: tuple[float, ...], x: Tensor) -> None:
-        """Pass the grid on to both branches."""
-        for branch in (self.conditional, self.unconditional):
-            if hasattr(branch, "prepare"):
-                branch.prepare(times, x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-
-    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        cond, uncond = self.conditional(x, t), self.unconditional(x, t)
-        return uncond.map(lambda u, c: torch.lerp(u, c, self.cfg), cond)

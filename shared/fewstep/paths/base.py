@@ -95,4 +95,12 @@ class Path(ABC):
             mid = (lo + hi) / 2
             noisier = self.log_snr(mid) < lam  # mid lies beyond the wanted time
             lo, hi = torch.where(noisier, lo, mid), torch.where(noisier, mid, hi)
-        return (lo + hi) / 2
+        return torch.where(lam.isnan(), lam, (lo + hi) / 2)
+
+
+def nearest_time(path: Path, lam: Tensor) -> Tensor:
+    """The time of log-SNR lam, elementwise in float64; the nearest end where the path does not reach it."""
+    noisy, clean = path.log_snr(torch.tensor([path.t_max, path.t_min], dtype=torch.float64, device=lam.device))
+    lam = lam.double()
+    t = path.time_of_log_snr(lam.clamp(noisy, clean)).clamp(path.t_min, path.t_max)
+    return torch.where(lam <= noisy, path.t_max, torch.where(lam >= clean, path.t_min, t))

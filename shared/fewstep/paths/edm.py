@@ -1,6 +1,8 @@
-"""The variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, and VE (arXiv:2011.13456)."""
+"""The variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, VE (arXiv:2011.13456), and EDM around a prior mean."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +21,30 @@ class EDM(Path):
         return self.sigma_max
 
     def schedule(self, t: Tensor) -> Triple:
-        return torch.ones_like(t), torch.zeros_like(t), t
+        return torch.where(t.isnan(), t, 1.0), torch.zeros_like(t), t
 
     def rates(self, t: Tensor) -> Triple:
         return torch.zeros_like(t), torch.zeros_like(t), torch.ones_like(t)
 
     def time_of_log_snr(self, lam: Tensor) -> Tensor:
         return (-lam.double()).exp()
+
+
+@dataclass(frozen=True)
+class PriorEDM(EDM):
+    """x_t = x0 + t (y + eps): noise around a prior mean y (CoMoSpeech, arXiv:2305.06908). Starts at t_max (y + eps), as there."""
+
+    anchored: ClassVar[bool] = True
+
+    def schedule(self, t: Tensor) -> Triple:
+        return torch.where(t.isnan(), t, 1.0), t, t
+
+    def rates(self, t: Tensor) -> Triple:
+        return torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t)
+
+    def start(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """t_max (y + eps): x0 is left out, as on EDM, not replaced by y, which is the mean of the noise here."""
+        return self.t_max * (noise if y is None else noise + y)
 
 
 @dataclass(frozen=True)
@@ -40,5 +59,4 @@ class VE(Path):
         return torch.where(t.isnan(), t, 1.0), torch.zeros_like(t), s
 
     def time_of_log_snr(self, lam: Tensor) -> Tensor:
-        ratio = torch.tensor(self.sigma_max / self.sigma_min, dtype=torch.float64)
-        return (-lam.double() - torch.tensor(self.sigma_min, dtype=torch.float64).log()) / ratio.log()
+        return (-lam.double() - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)

@@ -22,16 +22,22 @@ class VP(Path):
     def _log_a(self, t: Tensor) -> Tensor:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
+    def _log_a_rate(self, t: Tensor) -> Tensor:
+        return -0.5 * (t * (self.beta_max - self.beta_min) + self.beta_min)
+
+    def _time_of_log_a(self, log_a: Tensor) -> Tensor:
+        """The positive root of the quadratic, in the form that also holds at B0 = B1."""
+        span = 4 * (self.beta_max - self.beta_min)
+        return -4 * log_a / ((self.beta_min**2 - span * log_a).sqrt() + self.beta_min)
+
     def schedule(self, t: Tensor) -> Triple:
         log_a = self._log_a(t)
         return log_a.exp(), torch.zeros_like(t), (-torch.expm1(2 * log_a)).sqrt()
 
     def rates(self, t: Tensor) -> Triple:
         """a' = a (log a)',  s' = -a a' / s."""
-        (a, zero, s), dlog = self.schedule(t), -0.5 * (t * (self.beta_max - self.beta_min) + self.beta_min)
+        (a, zero, s), dlog = self.schedule(t), self._log_a_rate(t)
         return a * dlog, zero, -(a**2) * dlog / s
 
     def time_of_log_snr(self, lam: Tensor) -> Tensor:
-        span = self.beta_max - self.beta_min
-        q = 2 * span * softplus(-2 * lam.double())
-        return q / (((self.beta_min**2 + q).sqrt() + self.beta_min) * span)
+        return self._time_of_log_a(-softplus(-2 * lam.double()) / 2)

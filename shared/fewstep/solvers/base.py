@@ -13,7 +13,6 @@ They hold no state; `advance` is pure, so searches can fork it.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
@@ -68,9 +67,12 @@ class State(NamedTuple):
     es: tuple[Estimate | Tensor, ...] = ()
 
 
-@dataclass(frozen=True)
 class Solver(ABC):
-    """order: of the deterministic limit, checked by measured convergence; past: earlier times that `stages` looks back at."""
+    """Solvers are frozen dataclasses: their fields are their configuration.
+
+    order: of the deterministic limit, checked by measured convergence; past: earlier times that `stages` looks back at;
+    uses: the half of the estimates that the weights multiply.
+    """
 
     order: ClassVar[int]
     past: ClassVar[int] = 0
@@ -162,17 +164,25 @@ def advance(
     """The state after one row; `keep` = how many states and estimates later rows look at. Differentiable, no side effects."""
     xs, es = state.xs, state.es if estimate is None else (estimate, *state.es)
     x = None
-    for v, w in (*zip(xs, row.x, strict=False), *zip(es, row.e, strict=False)):
-        if isinstance(w, Tensor) or w != 0.0:
-            v = v if isinstance(v, Tensor) else v.x0 if row.uses == "x0" else v.eps
-            x = v * _like(w, v) if x is None else _add(x, v, w)
+    for v, w in zip(xs, row.x, strict=False):
+        if w.__class__ is not float:
+            x = _weigh(x, v, w)
+        elif w != 0.0:
+            x = v * w if x is None else x.add_(v, alpha=w)
+    for v, w in zip(es, row.e, strict=False):
+        if v.__class__ is Estimate:
+            v = v.x0 if row.uses == "x0" else v.eps
+        if w.__class__ is not float:
+            x = _weigh(x, v, w)
+        elif w != 0.0:
+            x = v * w if x is None else x.add_(v, alpha=w)
     x = torch.zeros_like(xs[0]) if x is None else x
     if noise is not None:
-        x = _add(x, noise, row.noise)
-    if y is not None and (isinstance(row.y, Tensor) or row.y != 0.0):
-        x = _add(x, y, row.y)
-    if isinstance(row.bias, Tensor) or row.bias != 0.0:
-        x.add_(_like(row.bias, x))
+        x = _weigh(x, noise, row.noise)
+    if y is not None and (row.y.__class__ is not float or row.y != 0.0):
+        x = _weigh(x, y, row.y)
+    if row.bias.__class__ is not float or row.bias != 0.0:
+        x = x + (row.bias.to(x) if isinstance(row.bias, Tensor) else row.bias)
     return State((x, *xs[: keep[0] - 1]), es[: keep[1] - 1])
 
 
@@ -181,13 +191,12 @@ def reach(rows: Sequence[Row]) -> tuple[int, int]:
     return max(len(r.x) for r in rows), max(1, *(len(r.e) for r in rows))
 
 
-def _like(w: Weight, x: Tensor) -> Weight:
-    return w.to(x) if isinstance(w, Tensor) else w
-
-
-def _add(x: Tensor, v: Tensor, w: Weight) -> Tensor:
-    """x + w v in place."""
-    return x.addcmul_(v, w.to(x)) if isinstance(w, Tensor) else x.add_(v, alpha=w)
+def _weigh(x: Tensor | None, v: Tensor, w: Weight) -> Tensor:
+    """x + w v, in place where there is an x."""
+    w = w.to(v) if isinstance(w, Tensor) else w
+    if x is None:
+        return v * w
+    return x.addcmul_(v, w) if isinstance(w, Tensor) else x.add_(v, alpha=w)
 
 
 def first_order(path: Path, t: Tensor, s: Tensor) -> Row:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.solvers.base import LinearSolver
+from fewstep.solvers.base import LinearSolver, data_form
 
 
 @dataclass(frozen=True)
 class DDIM(LinearSolver):
-    """First order; finite at both singular ends (a_t = 0 and s_s = 0)."""
+    """First order; finite at both singular ends (a_t = 0 and s_s = 0), and where a bridge starts without noise (a_t = s_t = 0)."""
 
     order = 1
 
     def weights(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        (at, _, st), (as_, _, ss) = path.schedule(t), path.schedule(s)
-        return ss / st, (as_ - at * ss / st,)
+        c_x, gain = data_form(path, t, s)
+        return c_x, (gain,)

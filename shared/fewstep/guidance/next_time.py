@@ -1,0 +1,41 @@
+"""Ask the network about the end of the step: x0(x_t, s) where the grid steps t -> s.
+
+The published SB sampler of SGMSE+ (arXiv:2409.10753) calls its network so, with the state of t and the time of s. It is kept to reproduce
+its numbers; a network trained on pairs (x_t, t) is asked about a level that its input does not have.
+"""
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Denoise
+from fewstep.estimate import Estimate
+from fewstep.paths import Path
+
+
+class NextTime:
+    """Denoiser in, denoiser out: x0 of the next time of the grid, and the eps that belongs to it at the level of the state.
+
+    Args:
+        denoise: the bound denoiser.
+        path: the path of the states.
+        grid: (n + 1,) the times that sampling uses.
+        y: (B, ...) the anchor on anchored paths.
+    """
+
+    def __init__(self, denoise: Denoise, path: Path, grid: Tensor, y: Tensor | None = None) -> None:
+        self.denoise, self.path, self.grid, self.y = denoise, path, grid, y
+        times = grid.tolist()
+        self._next = dict(zip(times, times[1:], strict=False))
+
+    def prepare(self, times: tuple[float, ...], x: Tensor) -> None:
+        """Prepare the denoiser inside for the later times."""
+        if hasattr(self.denoise, "prepare"):
+            later = tuple(self._next[t] for t in times)
+            self.denoise.prepare(later, x)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        if isinstance(t, Tensor) or t not in self._next:
+            raise ValueError(f"NextTime knows the steps from {self.grid.tolist()[:-1]}, not from {t}")
+        x0 = self.denoise(x, self._next[t]).x0
+        a, b, s = (v.item() for v in self.path.schedule(torch.tensor(t, dtype=torch.float64)))
+        return Estimate(x0, lambda: ((x if self.y is None else x - b * self.y) - a * x0) / s)

@@ -1,0 +1,75 @@
+"""Perp-Neg (arXiv:2304.04968): negatives act only across the wanted direction. 2 + n NFE for n negatives (those of weight 0 are free).
+
+    D = E_c - E_u,  D_i = E_i - E_u,   perp(D_i) = D_i - <D_i, D>/max(<D, D>, 1e-6) D          (of eps)
+    E = E_u + cfg (D + sum_i w_i perp(D_i)),   w_i <= 0
+
+Branches: conditional, unconditional, negative 1, ..., negative n.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.estimate import Estimate
+from fewstep.guidance.inner import along, per_sample
+from fewstep.guidance.rule import Branches, Mix, Rule, weighted
+from fewstep.guidance.schedules import Scale, weight
+
+
+def perp_neg(
+    c: Estimate, u: Estimate, negatives: Sequence[Estimate], cfg: float | Tensor, weights: Sequence[float | Tensor]
+) -> Estimate:
+    """The guided estimate; weights w_i are numbers or (B, 1, ..., 1)."""
+    d = c.eps - u.eps
+    k = [along(n.eps - u.eps, d, least=1e-6) for n in negatives]
+    # E = sum of shares: D_i enters with cfg w_i, D with cfg (1 - sum w_i k_i), E_u with the rest; eps and x0 differences are parallel.
+    on_negatives = [cfg * w for w in weights]
+    on_c = cfg - sum(w * k for w, k in zip(on_negatives, k, strict=True))
+    return weighted([c, u, *negatives], [on_c, 1 - on_c - sum(on_negatives), *on_negatives])
+
+
+@dataclass(frozen=True)
+class PerpNeg(Rule):
+    """weights: one per negative, <= 0."""
+
+    cfg: Scale
+    weights: tuple[float, ...] = (-1.0,)
+
+    def __post_init__(self) -> None:
+        if any(w > 0 for w in self.weights):
+            raise ValueError(f"weights of negatives are <= 0, got {self.weights}")
+
+    def begin(self) -> Mix:
+        return self.mix
+
+    def mix(self, at: Branches) -> Estimate:
+        """The guided estimate."""
+        used = {i: w for i, w in enumerate(self.weights, 2) if w != 0.0}
+        c, u, *negatives = at(0, 1, *used)
+        return perp_neg(c, u, negatives, weight(self.cfg, at.t, at.x), list(used.values()))
+
+
+def severity_weights(
+    errors: Tensor, wanted: Tensor, weights: Tensor, k: float = 1.0, temperature: float = 1.0, most: float = 4.0
+) -> Tensor:
+    """Adaptive Perp-Neg: negatives weigh as much as the model now believes in them. (B, V).
+
+        p = softmax(-errors/temperature),   w_v <- w_v min(k p_v, most),   0 for the wanted view
+
+    Instant3D (arXiv:2311.08403) scales the weights by the severity of the multi-face problem without giving a formula; this one is
+    ours: k = 0 is CFG, and a view with p = 1 has its plain Perp-Neg weight at k = 1.
+
+    Args:
+        errors: (B, V) denoising errors of the current rendering under the prompt of each view, e.g. mean |eps_v - eps|^2.
+        wanted: (B,) index of the view that is wanted.
+        weights: (V,) or (B, V) plain Perp-Neg weights, <= 0.
+    """
+    scale = (k * torch.softmax(-errors / temperature, 1)).clamp(0, most)
+    return (scale * weights).scatter(1, wanted[:, None], 0.0)
+
+
+def adaptive_perp_neg(c: Estimate, u: Estimate, negatives: Sequence[Estimate], cfg: float, weights: Tensor) -> Estimate:
+    """Perp-Neg with per-sample weights (B, n), such as those of `severity_weights` without the wanted view."""
+    return perp_neg(c, u, negatives, cfg, [per_sample(w, c.eps) for w in weights.unbind(1)])

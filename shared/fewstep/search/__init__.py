@@ -1,0 +1,1 @@
+from fewstep.search.fit import fit_table as fit_table

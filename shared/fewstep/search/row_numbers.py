@@ -1,0 +1,172 @@
+"""The rows of a table as one vector of numbers, and what the end points of starts are as functions of it.
+
+v = (lambda_1, ..., lambda_{K-1}, and of every row its weights of states, of estimates and, on anchored paths, of the anchor)
+
+Derivatives are differences, each taken from the row that its number enters: no gradient of the denoiser is needed, and with K rows
+two thirds of the evaluations are saved.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.estimate import Estimate
+from fewstep.paths import Path
+from fewstep.sampling import anchored
+from fewstep.search.levenberg_marquardt import Normal
+from fewstep.search.starts import Starts
+from fewstep.solvers.base import Row, State, advance, reach
+from fewstep.solvers.table import Table, line
+
+# Neighbouring times stay this far apart in lambda.
+CLOSEST = 1e-3
+
+
+class Slot(NamedTuple):
+    """Which number of which row: its time, a weight x[k] or e[k], or the anchor's weight."""
+
+    kind: Literal["t", "x", "e", "y"]
+    row: int
+    k: int = 0
+
+
+class RowNumbers:
+    """A table's rows as a vector; every evaluation so far gets a weight in every row.
+
+    Args:
+        table: deterministic, from t_max to the clean end.
+        clean: lambda at the last time the denoiser may be called.
+        anchor: whether the weights of the anchor are numbers too.
+    """
+
+    def __init__(self, table: Table, clean: float, anchor: bool) -> None:
+        self.path, self.clean = table.path, clean
+        self.rows = _filled(table.plan(table.path, table.grid))
+        self.slots = [slot for i, row in enumerate(self.rows) for slot in _slots(i, row, anchor)]
+        self.timed = [n for n, slot in enumerate(self.slots) if slot.kind == "t"]
+        t = torch.tensor([row.t for row in self.rows], dtype=torch.float64)
+        self.first = self.path.log_snr(t)[0].item()
+        lam = self.path.log_snr(t).tolist()
+        self.v = torch.tensor([self._read(slot, lam) for slot in self.slots], dtype=torch.float64)
+
+    def _read(self, slot: Slot, lam: list[float]) -> float:
+        row = self.rows[slot.row]
+        return lam[slot.row] if slot.kind == "t" else row.y if slot.kind == "y" else getattr(row, slot.kind)[slot.k]
+
+    def allowed(self, v: Tensor) -> bool:
+        """Whether the times of v decrease, inside the range of the denoiser."""
+        lam = torch.cat([torch.tensor([self.first], dtype=torch.float64), v[self.timed]])
+        return bool(v.isfinite().all() and (lam.diff() >= CLOSEST).all() and lam[-1] <= self.clean)
+
+    def table(self, v: Tensor) -> Table:
+        """The table of a vector."""
+        return Table(self.path, tuple(line(row) for row in self.build(v)))
+
+    def build(self, v: Tensor) -> list[Row]:
+        """The rows of a vector."""
+        return self._rows(v, self.path.time_of_log_snr(v[self.timed]).tolist())
+
+    def _rows(self, v: Tensor, times: list[float]) -> list[Row]:
+        t = [self.rows[0].t, *times, self.rows[-1].s]
+        parts = [{"x": list(r.x), "e": list(r.e), "y": [r.y]} for r in self.rows]
+        for slot, value in zip(self.slots, v.tolist(), strict=True):
+            if slot.kind != "t":
+                parts[slot.row][slot.kind][slot.k] = value
+        return [
+            row._replace(t=t[i], s=t[i + 1], x=tuple(p["x"]), e=tuple(p["e"]), y=p["y"][0])
+            for i, (row, p) in enumerate(zip(self.rows, parts, strict=True))
+        ]
+
+    def nearby(self, v: Tensor, dtype: torch.dtype) -> list[tuple[int, float, list[Row]]]:
+        """For every number, the first row that it enters, a small change of it, and the rows with this change."""
+        h = torch.finfo(dtype).eps ** 0.5 * v.abs().clamp(min=1.0)
+        lam = v[self.timed].repeat(len(self.timed) + 1, 1)
+        lam[1:].diagonal().add_(h[self.timed])
+        times = self.path.time_of_log_snr(lam).tolist()
+        found = []
+        for n, slot in enumerate(self.slots):
+            changed = v.clone()
+            changed[n] += h[n]
+            moved = times[1 + self.timed.index(n)] if slot.kind == "t" else times[0]
+            # A time is also where the row before ends, which matters to the anchor.
+            found.append((slot.row - (slot.kind == "t"), h[n].item(), self._rows(changed, moved)))
+        return found
+
+
+class EndPoints:
+    """The sum of squares of RowNumbers over starts: a Problem of the Levenberg-Marquardt method."""
+
+    def __init__(self, numbers: RowNumbers, starts: Sequence[Starts]) -> None:
+        self.numbers, self.starts = numbers, starts
+
+    @torch.no_grad()
+    def square(self, v: Tensor) -> float:
+        """Sum of (end point - reference)^2 over coordinates and starts; inf where v is not allowed."""
+        if not self.numbers.allowed(v):
+            return float("inf")
+        rows = self.numbers.build(v)
+        total = sum(_gap(self._run(part, rows)[-1][0], part).square().sum().item() for part in self.starts)
+        return total if total == total else float("inf")
+
+    @torch.no_grad()
+    def normal(self, v: Tensor) -> Normal:
+        """The normal equations, one batch of starts at a time."""
+        rows, size = self.numbers.build(v), len(v)
+        a, g, square = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), 0.0
+        for part in self.starts:
+            passed = self._run(part, rows)
+            base = passed[-1][0]
+            nearby = self.numbers.nearby(v, base.xs[0].dtype)
+            columns = torch.empty(size, base.xs[0].numel(), dtype=torch.float64)
+            for column, (first, h, changed) in zip(columns, nearby, strict=True):
+                end = self._run(part, changed, first, passed[first])[-1][0]
+                column.copy_((end.xs[0] - base.xs[0]).flatten() / h)
+            gap = _gap(base, part)
+            a, g, square = a + columns @ columns.T, g + columns @ gap, square + gap.square().sum().item()
+        return Normal(a, g, square)
+
+    def _run(
+        self, part: Starts, rows: list[Row], first: int = 0, before: tuple[State, Estimate | None] | None = None
+    ) -> list[tuple[State, Estimate | None]]:
+        """(state, estimate) of the rows from `first` on, and the last state; `before` holds those of row `first`, if they are known."""
+        rows = list(rows if part.y is None else _anchored(tuple(rows), self.numbers.path))
+        keep, passed = reach(rows), []
+        state, estimate = before or (State((part.x,)), None)
+        for n, row in enumerate(rows[first:]):
+            if row.e and not (n == 0 and estimate is not None):
+                estimate = part.denoise(state.xs[0], row.t)
+            used = estimate if row.e else None
+            passed.append((state, used))
+            state = advance(state, used, row, None, keep, part.y)
+        return [*passed, (state, None)]
+
+
+def _gap(state: State, part: Starts) -> Tensor:
+    return (state.xs[0].double() - part.target.double()).flatten().cpu()
+
+
+def _anchored(rows: tuple[Row, ...], path: Path) -> tuple[Row, ...]:
+    # Without its cache: no rows come twice here.
+    return anchored.__wrapped__(rows, path)
+
+
+def _filled(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a weight for every estimate made so far.
+
+    Raises:
+        ValueError: noise, or steps of several rows: their times are not free.
+    """
+    if any(row.noise != 0.0 or not row.last for row in rows):
+        raise ValueError("a fit starts from a deterministic table of one row per step")
+    made, filled = 0, []
+    for row in rows:
+        made += bool(row.e)
+        filled.append(row._replace(e=row.e + (0.0,) * (made - len(row.e) if row.e else 0)))
+    return filled
+
+
+def _slots(i: int, row: Row, anchor: bool) -> list[Slot]:
+    weights = [Slot("x", i, k) for k in range(len(row.x))] + [Slot("e", i, k) for k in range(len(row.e))]
+    return [Slot("t", i)] * (i > 0) + weights + [Slot("y", i)] * anchor

@@ -1,0 +1,81 @@
+"""What a search is given: starting states, where the probability-flow ODE takes each of them, and the denoiser that does it.
+
+    error of a solver = root mean square over coordinates and starts of (its end point - the reference end point)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Denoise
+from fewstep.paths import Path
+from fewstep.sampling import sample
+from fewstep.solvers.base import Solver
+from fewstep.solvers.schedule import SolverSchedule
+
+# Beyond these levels of lambda = log(a/s) one first-order step is exact to about 1e-6, so no finer grid is spent on them.
+LEVELS = (-6.0, 7.0)
+
+# (done, total, figure) of a long search, for a progress bar.
+Progress = Callable[[int, int, float], None]
+
+
+class Starts(NamedTuple):
+    """A batch: the denoiser bound to its conditions, states x (B, ...) at the path's t_max, their end points, and the anchor."""
+
+    denoise: Denoise
+    x: Tensor
+    target: Tensor
+    y: Tensor | None = None
+
+
+def reference(
+    denoise: Denoise, x: Tensor, path: Path, y: Tensor | None = None, steps: int = 100, clean: float | None = None
+) -> Starts:
+    """The starts x with the end points of a fine solver: UniPC-3 on `steps` even steps in lambda, error O(steps^-3).
+
+    Args:
+        denoise: with guidance, conditions and anchor bound.
+        x: (B, ...) at t_max, usually `path.start(noise, y)`.
+        clean: see `span`.
+    """
+    grid = fine_grid(path, steps, clean)
+    with torch.no_grad():
+        target = sample(denoise, x, path, SolverSchedule.unipc(grid, 3, "exact"), grid, y)
+    return Starts(denoise, x, target, y)
+
+
+def span(path: Path, clean: float | None = None) -> tuple[float, float]:
+    """(lambda at the noisy end, lambda at the last time the denoiser is called), both within LEVELS.
+
+    clean: that last time. Where not given it is the path's clean end or, on a path of step indices (whose networks never saw a time
+    below the first index), index 0.
+    """
+    last = clean if clean is not None else 0.0 if path.t_min == -1.0 else path.t_min
+    lam = path.log_snr(torch.tensor([path.t_max, last], dtype=torch.float64))
+    return max(lam[0].item(), LEVELS[0]), min(lam[1].item(), LEVELS[1])
+
+
+def fine_grid(path: Path, steps: int, clean: float | None = None) -> Tensor:
+    """Even steps in lambda over `span`, and the steps to the ends of the path: (steps + 1,) times."""
+    hi, lo = span(path, clean)
+    return levels_grid(path, torch.linspace(hi, lo, max(steps, 1), dtype=torch.float64))
+
+
+def levels_grid(path: Path, lam: Tensor) -> Tensor:
+    """The times of rising levels lam: (n,), the first moved to t_max, then the clean end: (n + 1,)."""
+    t = path.time_of_log_snr(lam)
+    t[0] = path.t_max
+    return torch.cat([t, torch.tensor([path.t_min], dtype=torch.float64)])
+
+
+@torch.no_grad()
+def error(solver: Solver, path: Path, grid: Tensor, starts: Sequence[Starts]) -> float:
+    """Root mean square distance to the reference over all starts; inf where the solver's result is not finite."""
+    total, count = 0.0, 0
+    for part in starts:
+        gap = sample(part.denoise, part.x, path, solver, grid, part.y) - part.target
+        total, count = total + gap.double().square().sum().item(), count + gap.numel()
+    return (total / count) ** 0.5 if total < float("inf") else float("inf")

@@ -44,7 +44,9 @@ def search_boundary(
     device = first.device if generator is None else generator.device
     best, scores = None, []
     for _ in range(n):
-        noise = torch.randn(first.shape[1:], dtype=first.dtype, device=device, generator=generator)[None].to(first.device)
+        noise = torch.randn(first.shape[1:], dtype=first.dtype, device=device, generator=generator)[None].to(
+            first.device
+        )
         values = [metric(sampler(noise.expand(x0.shape), y), x0) for x0, y in pairs]
         scores.append(torch.cat(values).mean().item())
         if best is None or scores[-1] < best[0]:

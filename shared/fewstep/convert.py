@@ -1,12 +1,13 @@
-"""Sampling on one path with a network trained on another: paths of equal lambda = log(a/s) differ by time and scale alone.
+"""Sampling on one path with a network trained on another: at equal lambda paths differ by time and scale alone.
 
-At sampling time r the trained time t has lambda_A(t) = lambda_B(r); there (a_B, s_B) = c (a_A, s_A), and with centred states xc = x - b y
+At sampling time r the trained time t has lambda_A(t) = lambda_B(r), lambda = log(a/s); there (a_B, s_B) = c (a_A, s_A),
+and with centred states xc = x - b y
 
     xc_A = xc_B / c        x0 and eps carry over        score_A = c score_B
     u_B = (c'/c) xc_B + c t' (u_A - b_A' y) + b_B' y,        ' = d/dr on B, d/dt on A
 
 c and t' are formed from a^2 + s^2 and from a's - a s', so nothing is divided by a or s, which may vanish at the ends
-(RBF sampling, arXiv:2503.19385, app. B, uses c = s_B/s_A; DDPM <-> EDM <-> flow matching are the same change of variables).
+(RBF sampling, arXiv:2503.19385, app. B, uses c = s_B/s_A; DDPM <-> EDM <-> flow matching are this change, too).
 
 shapes: x, u, y (B, ...); r, t (B,)
 """
@@ -23,8 +24,8 @@ from fewstep.prediction import U
 def match(r: Tensor, trained: Path, sampled: Path) -> tuple[Tensor, Tensor]:
     """(t, 1/c) at times r of the sampled path, elementwise in float64.
 
-    Where the trained path does not reach lambda_B(r), t is its nearest end: a network cannot be asked beyond what it has seen.
-    1/c is 0 where a bridge has no noise left (a_B = s_B = 0): there xc_B = 0.
+    Where the trained path does not reach lambda_B(r), t is its nearest end: a network cannot be asked beyond what it
+    has seen. 1/c is 0 where a bridge has no noise left (a_B = s_B = 0): there xc_B = 0.
     """
     r = r.double()
     t = nearest_time(trained, sampled.log_snr(r))

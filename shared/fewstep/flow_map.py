@@ -11,6 +11,7 @@ The paper has rho_min = 0. The official codes of both papers stop their networks
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def sample_jumps(
     """
     check_gamma(gamma)
     *times, end = grid.tolist()
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(times):
         row, b_u, b_s = _renoise(path, s, gamma, rho_min)
         x = jump(x, t, row.t)
         noise = _noise(x, row, generator)

@@ -4,7 +4,7 @@ Probability flow (arXiv:2011.13456, section 4.3), u = a' x0 + b' y + s' eps:
 
     dx/dt = u,    d/dt log p_t(x_t) = -div u
 
-Ito, along a stochastic trajectory from noise to data with steps dt > 0, z = x - b y (arXiv:2412.17762; nothing but the score):
+Ito (arXiv:2412.17762), along a stochastic trajectory from noise to data, dt > 0, z = x - b y, from the score alone:
 
     d log p = D f dt + <dz + f z dt, S> - (g^2/2)|S|^2 dt,    f = a'/a,  g^2 = (s^2)' - 2 f s^2,  S = -eps/s
 """
@@ -179,7 +179,7 @@ def ito_change(z: Tensor, dz: Tensor, score: Tensor, f: float, g2: float, dt: fl
 
 
 class ItoLogDensity(Callback):
-    """Accumulates log p of the states of a stochastic trajectory, to O(sqrt(dt)); for solvers of one evaluation per step.
+    """Accumulates log p along a stochastic trajectory, to O(sqrt(dt)); for solvers of one evaluation per step.
 
     Args:
         path: of the states.

@@ -5,6 +5,7 @@ one grid with all weights computed beforehand, and faster.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,14 +30,16 @@ def sample_each(
         ValueError: for solvers that write `rows` (steps that differ from one another), and for grids of another shape.
     """
     if type(solver).rows is not Solver.rows:
-        raise ValueError(f"per-sample grids need a solver whose steps are alike, {type(solver).__name__} writes its own")
+        raise ValueError(
+            f"per-sample grids need a solver whose steps are alike, {type(solver).__name__} writes its own"
+        )
     if grids.ndim != 2 or len(grids) != len(x) or grids.shape[1] < 2:
         raise ValueError(f"grids are (B, n + 1) with B = {len(x)} and n >= 1, got {tuple(grids.shape)}")
     grids = grids.to(x.device).double()
     times, allowed = grids.unbind(1), solver.lookback(grids.shape[1] - 1)
     z = x if y is None else x - expand(path.schedule(times[0])[1], x) * y
     zs, es = [z], []
-    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(times)):
         past = [times[i - k] if k <= min(i, allowed[i]) else t * math.nan for k in range(1, solver.past + 1)]
         stages = solver.stages(path, t, s, past)
         regular = solver.regular(path, t, s, len(stages))

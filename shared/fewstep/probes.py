@@ -24,8 +24,8 @@ def jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def asymmetry(denoise: Denoise, x: Tensor, t: float | Tensor, trace: Trace | None = None) -> Tensor:
     """|J - J^T|_F/|J|_F of the Jacobian J of eps, and so of the score; (B,), 0 for a gradient field, at most 2.
 
-    trace: exact where not given (D products); with `Hutchinson` probes v the norms are estimated as root mean squares of |J v - J^T v|
-    and |J v|, by products with J and J^T alone.
+    trace: exact where not given (D products); with `Hutchinson` probes v the norms are estimated as root mean squares
+    of |J v - J^T v| and |J v|, by products with J and J^T alone.
     """
 
     def eps(x: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ def intrinsic_dimension(
 ) -> Dimension:
     """Dimension of the data around x0 by the rank of the scores of noisy copies (arXiv:2212.12611).
 
-    The scores at a x0 + s n span the normals, D - d of them; d = D - (place of the largest gap in the spectrum of their matrix). Between 1 and D - 1,
-    as there is always a largest gap: look at the spectrum.
+    The scores at a x0 + s n span the normals, D - d of them; d = D - (place of the largest gap in the spectrum of their
+    matrix). Between 1 and D - 1, as there is always a largest gap: look at the spectrum.
 
     Args:
         x0: (B, ...) clean points on an unanchored path.
@@ -80,7 +80,7 @@ def intrinsic_dimension(
 
 
 def flipd(denoise: Denoise, x0: Tensor, path: Path, t: float, trace: Trace | None = None) -> Tensor:
-    """FLIPD (arXiv:2406.03537): local intrinsic dimension from the Fokker-Planck equation, (B,). 1 NFE and its products.
+    """FLIPD (arXiv:2406.03537): local intrinsic dimension from the Fokker-Planck equation, (B,). 1 NFE with products.
 
         d = D + s^2 (tr dS/dx + |S|^2) = D - s tr(d eps/dx) + |eps|^2      at x = a x0, for t -> 0
 

@@ -64,7 +64,7 @@ def test_the_mapping_follows_the_fields_of_a_case():
         if fields["family"] not in FAMILIES:
             continue
         run = FAMILIES[fields["family"]]
-        ours = dict((what, v) for what, v, _ in run(Case(golden, fields)))["out"]
+        ours = {what: v for what, v, _ in run(Case(golden, fields))}["out"]
         for section, key, value in (
             ("params", "max_sigma", 30),
             ("params", "eps", 0.01),
@@ -77,7 +77,7 @@ def test_the_mapping_follows_the_fields_of_a_case():
         ):
             if key in fields.get(section, {}) and fields[section][key] != value and "+ None" not in fields["function"]:
                 moved = fields | {section: fields[section] | {key: value}, "id": "another"}
-                other = dict((what, v) for what, v, _ in run(Case(golden, moved)))["out"]
+                other = {what: v for what, v, _ in run(Case(golden, moved))}["out"]
                 assert not torch.allclose(ours, other, rtol=1e-6)
                 changes += 1
     assert changes >= 12
@@ -334,11 +334,7 @@ def test_ir_sde_steps_are_the_published_ones(i):
     ode = x - (theta * (y - x) + 0.5 * sigma**2 * eps / s) * dt
     torch.testing.assert_close(run(MeanRevertingEuler(OwnDiffusion(0.0))), ode, rtol=1e-11, atol=1e-11)
     decay, now, before = (-theta * dt).exp(), a, path.schedule(index - 1)[0]
-    mean = (
-        y
-        + decay * (1 - before**2) / (1 - now**2) * (x - y)
-        + before * (1 - decay**2) / (1 - now**2) * (x0 - y)
-    )
+    mean = y + decay * (1 - before**2) / (1 - now**2) * (x - y) + before * (1 - decay**2) / (1 - now**2) * (x0 - y)
     std = path.sigma_max * ((1 - decay**2) * (1 - before**2) / (1 - now**2)).sqrt()
     torch.testing.assert_close(run(Ancestral()), mean + std * xi, rtol=1e-10, atol=1e-10)
 

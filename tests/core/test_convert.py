@@ -1,4 +1,5 @@
-"""Sampling on one path with a denoiser of another: exact for the Gaussian world, identity there and back, finite at the ends."""
+"""Sampling on one path with a denoiser of another: exact for the Gaussian world, identity there and back, finite at the
+ends."""
 
 import math
 
@@ -196,7 +197,7 @@ def test_half_precision_states_keep_their_type_and_double_precision_scalars():
     for dtype, tol in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         ours = OnPath(correlated(RectifiedFlow()), RectifiedFlow(), VP())
         seen = []
-        on_path = OnPath(lambda v, t: seen.append(v) or Estimate(v, v), RectifiedFlow(), VP())
+        on_path = OnPath(lambda x, t: seen.append(x) or Estimate(x, x), RectifiedFlow(), VP())
         assert on_path(x.to(dtype), 0.3).x0.dtype == dtype
         assert on_path(x.to(dtype), torch.full((4,), 0.3)).x0.dtype == dtype
         close(seen[0].double(), seen[1].double(), tol)

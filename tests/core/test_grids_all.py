@@ -1,5 +1,6 @@
 """Grids beyond the basic ones: decreasing between exact ends, and the published formulas of each."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from test_paths_all import MONOTONE
 from worlds import golden_case, golden_ids
 
+from fewstep.artifacts import build, describe
 from fewstep.grids import (
     AlignYourSteps,
     Beta,
@@ -26,10 +28,10 @@ from fewstep.grids import (
 )
 from fewstep.grids.align_your_steps import LEVELS, TIMESTEPS
 from fewstep.grids.beta import beta_quantile
+from fewstep.grids.fast import fast_orders
 from fewstep.paths import DDPM, EDM, VE, VP, RectifiedFlow, ResidualShift
 from fewstep.paths.ouve import OUVE
 from fewstep.paths.sbve import SBVE
-from fewstep.solvers.dpm_singlestep import fast_orders
 
 SD = DDPM(1000, 0.00085, 0.012, scaled=True)
 RDDM = MONOTONE["rddm"]
@@ -102,6 +104,13 @@ def test_times_strictly_decrease_between_exact_ends(grid, path, first, last):
 def test_grids_need_a_step(grid, path, first, last):
     with pytest.raises(ValueError, match="step"):
         grid(path, 0)
+
+
+@EVERY
+def test_grids_are_rebuilt_from_their_description(grid, path, first, last):
+    again = build(json.loads(json.dumps(describe(grid))))
+    assert again == grid
+    assert torch.equal(again(path, 3), grid(path, 3))
 
 
 # --- levels of s/a ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from worlds import correlated, name, normal, over
 
 from fewstep.artifacts import build, describe
 from fewstep.denoiser import Denoiser
-from fewstep.grids import Uniform
+from fewstep.grids import Karras, Uniform
 from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.apg import APG
 from fewstep.guidance.autoguidance import Autoguidance
@@ -28,11 +28,12 @@ from fewstep.guidance.residual import Recalled, ResidualCFG
 from fewstep.guidance.rule import Mixed
 from fewstep.guidance.schedules import BetaShape, Cosine, Linear, Piecewise, PowerCosine
 from fewstep.guidance.similarity import SimilarityFilter
+from fewstep.metrics import energy_distance
 from fewstep.paths import EDM, VP, RectifiedFlow, ResidualShift
 from fewstep.prediction import X0, Eps, U, V
 from fewstep.sampling import sample
 from fewstep.solvers import DDIM
-from fewstep.toy import Mixture, gaussian
+from fewstep.toy import Mixture, gaussian, ring
 
 PATH, DIM = VP(), 3
 T = torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
@@ -158,6 +159,16 @@ def test_evaluations_are_counted(rule):
     assert guide.saved == pytest.approx(14 - guide.nfe)
 
 
+def test_guided_models_can_be_branches():
+    denoiser, x, cond, uncond = network()
+    negative = {"label": normal(1, DIM, seed=9)}
+    outer = Guide(CFG(denoiser, 2.0, uncond), CFGRule(3.0), [negative]).bind(cond)
+    for _ in range(2):
+        c, n = (CFG(denoiser, 2.0, uncond).bind({"label": v["label"].expand(6, DIM)})(x, 0.6) for v in (cond, negative))
+        close(outer(x, 0.6).x0, linear(c.x0, n.x0, 3.0))
+    assert outer.nfe == 4  # of its own branches
+
+
 @pytest.mark.parametrize("rule", over(RULES))
 def test_a_rule_is_its_configuration(rule):
     assert build(json.loads(json.dumps(describe(rule)))) == rule
@@ -199,6 +210,25 @@ def test_complex_states():
         ours = Mixed((Complex(c), Complex(u)), rule, PATH)(x, 0.5).x0
         real = Mixed((c, u), rule, PATH)(flat, 0.5).x0
         close(torch.cat([ours.real, ours.imag], 1), real)
+
+
+@pytest.mark.parametrize("rule", over(RULES))
+def test_rules_are_differentiable(rule):
+    x = normal(2, DIM).requires_grad_()
+    for half in ("x0", "eps"):
+        assert torch.autograd.gradcheck(lambda x: getattr(mixed(rule)(x, 0.6), half), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", over(RULES))
+def test_low_precision_stays_low(rule, dtype):
+    denoiser, x, cond, uncond = network()
+    exact = Guide(denoiser, rule, [uncond]).bind(cond)(x, 0.6)
+    cond, uncond = ({k: v.to(dtype) for k, v in c.items()} for c in (cond, uncond))
+    for t in (0.6, torch.full((6,), 0.6)):
+        e = Guide(denoiser, rule, [uncond]).bind(cond)(x.to(dtype), t)
+        assert e.x0.dtype == e.eps.dtype == dtype
+        torch.testing.assert_close(e.eps.double(), exact.eps, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.2)
 
 
 def test_rules_that_read_outputs_ask_for_the_path():
@@ -308,6 +338,34 @@ def test_an_interval_of_noise_levels(path):
 def test_an_empty_interval_is_refused():
     with pytest.raises(ValueError, match="lo < hi"):
         Interval(CFGRule(2.0), 0.5, 0.5)
+
+
+def test_what_each_rule_does_to_a_blurred_model():
+    """Two of eight Gaussians as data, a model that is blurred and leaks: the table of docs/guidance.md in small."""
+    path, n = EDM(), 600
+
+    def circle(std, two):
+        rest = (1 - two) / 6
+        weights = torch.tensor([two / 2] * 2 + [rest] * 6, dtype=torch.float64)
+        return Mixture(path, ring(path).means, std**2 * torch.eye(2, dtype=torch.float64).expand(8, 2, 2), weights)
+
+    model, uncond, weak = circle(0.25, 0.9), circle(0.25, 0.25), circle(0.6, 0.9)
+    x, data = 80 * normal(n, 2), circle(0.1, 1 - 1e-12).draw(n, torch.Generator().manual_seed(0))
+
+    def score(rule, other=uncond):
+        guide = Mixed((model, other), rule, path)
+        return energy_distance(sample(guide, x, path, DDIM(), Karras()(path, 32)), data).item(), guide.nfe
+
+    (none, _), (cfg, all_steps) = score(CFGRule(1.0)), score(CFGRule(2.0))
+    inside, some_steps = score(Interval.of_sigma(path, CFGRule(2.0), 0.28, 2.9))
+    assert cfg > none > inside
+    assert (all_steps, some_steps) == (64, 39)
+    assert score(CFGRule(2.0), weak)[0] < none / 2
+    assert score(APG(2.0))[0] < cfg
+    assert score(Rescale(CFGRule(2.0)))[0] < cfg
+    # At high noise both eps are the state itself: only x0 tells the branches apart.
+    assert score(AdaptiveGuidance(2.0))[1] < 36
+    assert 44 < score(AdaptiveGuidance(2.0, half="x0"))[1] < 60
 
 
 # Rescale

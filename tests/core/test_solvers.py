@@ -3,9 +3,7 @@ import math
 import pytest
 import torch
 from worlds import (
-    DETERMINISTIC,
     PATHS,
-    SOLVERS,
     STOCHASTIC,
     assert_golden,
     correlated,
@@ -18,6 +16,7 @@ from worlds import (
     time_at,
 )
 
+from fewstep.bench import catalogue, orders
 from fewstep.denoiser import Denoiser
 from fewstep.estimate import Estimate
 from fewstep.grids import Karras, LogSNR, Spaced, Uniform
@@ -27,8 +26,12 @@ from fewstep.sampling import Callback, sample
 from fewstep.solvers import DDIM, Ancestral, DPMpp2M, Heun, State, UnitGainAncestral, advance
 from fewstep.toy import gaussian
 
-EVERY = pytest.mark.parametrize("solver", SOLVERS, ids=name)
-EACH_DETERMINISTIC = pytest.mark.parametrize("solver", DETERMINISTIC, ids=name)
+EVERY = pytest.mark.parametrize("solver", over(catalogue.SOLVERS))
+EACH_DETERMINISTIC = pytest.mark.parametrize("solver", over(catalogue.DETERMINISTIC))
+
+
+def over_tuples(table):
+    return [pytest.param(*v, id=k) for k, v in table.items()]
 
 
 def lambda_grid(path, hi, lo, n):
@@ -68,40 +71,42 @@ class Recorder(Callback):
 
 # --- order -----------------------------------------------------------------------------------------------------
 
-ORDER = {
-    "vp": (VP(), 1.0, 0.01),
-    "cosine": (Cosine(), 0.9, 0.05),
-    "edm": (EDM(), 20.0, 0.05),
-    "rf": (RectifiedFlow(), 0.95, 0.05),
-    "trig": (Trig(), 1.5, 0.05),
-    "resshift": (ResidualShift(), 14.0, 2.0),
-}
+
+@pytest.mark.parametrize(("path", "hi", "lo"), over_tuples(orders.INTERVALS))
+@pytest.mark.parametrize("solver", over(catalogue.DETERMINISTIC))
+def test_halving_the_step_shows_the_declared_order(solver, path, hi, lo):
+    found = orders.errors(solver, path, hi, lo)
+    assert found[-1] < 0.02
+    assert orders.measured(found) > solver.order - 0.25
 
 
-@pytest.mark.parametrize("std", [0.4, 1.8])
-@pytest.mark.parametrize(("path", "hi", "lo"), [pytest.param(*v, id=k) for k, v in ORDER.items()])
-@EACH_DETERMINISTIC
-def test_halving_the_step_shows_the_declared_order(solver, path, hi, lo, std):
-    y = normal(16, 2, seed=1) if path.anchored else None
-    world = gaussian(path, torch.tensor([0.5, -1.0]), std, dim=2, y=y)
-    x0, start = world.draw(16, seeded()), torch.full((16,), hi, dtype=torch.float64)
-    x = path.sample(x0, normal(16, 2, seed=2), start, y)
-    exact = world.flow_map(x, hi, lo)
-    errors = [(sample(world, x, path, solver, lambda_grid(path, hi, lo, n), y) - exact).abs().max() for n in (64, 128)]
-    assert errors[1] > 1e-9  # far above rounding
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.25)
+@pytest.mark.parametrize(("path", "hi", "lo"), over_tuples(orders.INTERVALS))
+@pytest.mark.parametrize("solver", over(catalogue.STOCHASTIC))
+def test_moments_of_noisy_chains_converge_with_the_declared_order(solver, path, hi, lo):
+    found = orders.weak_errors(solver, path, hi, lo)
+    assert found[-1] < 0.05
+    assert orders.measured(found) > solver.order - 0.25
+
+
+@pytest.mark.parametrize("name", ["DPM-Solver++(3M)", "DPM-Solver-3M", "BDIA 0.5", "iPNDM", "DDIM", "Heun"])
+def test_no_more_than_the_declared_order_is_measured(name):
+    """The declared orders of these are upper bounds too: no solver hides behind a modest claim."""
+    solver = catalogue.DETERMINISTIC[name]
+    assert orders.measured(orders.errors(solver, VP(), 1.0, 0.01)) < solver.order + 0.4
 
 
 # --- few steps and singular ends -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("path", over(PATHS))
 @EVERY
-def test_one_to_four_steps_from_end_to_end_are_finite(solver, path, n):
+def test_one_to_four_steps_from_end_to_end_are_finite(solver, path):
     y = normal(5, 3, seed=1)
     world, x = correlated(path, y), path.start(normal(5, 3), y)
-    assert sample(world, x, path, solver, Uniform()(path, n), y, seeded()).isfinite().all()
+    for n in (1, 2, 3, 4):
+        end = sample(world, x, path, solver, Uniform()(path, n), y, seeded())
+        assert end.isfinite().all()
+        assert end.abs().max() < 1e3
 
 
 @pytest.mark.parametrize("path", over(PATHS))
@@ -129,8 +134,8 @@ def test_an_oracle_of_the_data_is_met_exactly_on_any_grid(solver, path):
     if isinstance(path, VE):  # keeps noise of sigma_min at its clean end
         assert (end - x0).abs().max() < 6 * path.sigma_min
     else:
-        assert torch.equal(end, x0)
-    if isinstance(solver, DDIM | DPMpp2M | Heun):  # the noise is kept all along: x = a x0 + b y + s eps
+        torch.testing.assert_close(end, x0, rtol=1e-9, atol=1e-9)
+    if solver in catalogue.DETERMINISTIC.values():  # the noise is kept all along: x = a x0 + b y + s eps
         eps = oracle(x, path.t_max).eps
         for at, t in zip(recorder.x, recorder.times, strict=True):
             torch.testing.assert_close(
@@ -141,19 +146,24 @@ def test_an_oracle_of_the_data_is_met_exactly_on_any_grid(solver, path):
 # --- evaluations -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", over({k: PATHS[k] for k in ("vp", "edm", "rf", "resshift15")}))
-@EVERY
-def test_evaluations_are_those_of_the_plan(solver, path):
-    y = normal(2, 3, seed=1)
-    for n in (1, 2, 5):
-        grid, counting = Uniform()(path, n), Counting(correlated(path, y))
-        sample(counting, path.start(normal(2, 3), y), path, solver, grid, y, seeded())
-        rows = solver.plan(path, grid)
-        assert counting.times == [r.t for r in rows]
-        # Heun: two evaluations per step, but one into s = 0 and one out of a = 0.
-        singular = 1 + (path.log_snr(grid[:1]).isinf().item() and n > 1)
-        assert len(rows) == (2 * n - singular if isinstance(solver, Heun) else n)
-        assert [r.s for r in rows if r.last] == grid[1:].tolist()
+# Evaluations of n steps where lambda is finite at both ends; 1 per step for all others.
+PER_STEP = {"2S": 2, "3S": 3, "Heun": 2, "midpoint": 2, "Kutta": 3, "RK4": 4, "Solver++ SDE": 2}
+
+
+def evaluations(name, n):
+    extra = 9 if name == "PNDM" and n > 3 else 0
+    return next((k for part, k in PER_STEP.items() if part in name), 1) * n + extra
+
+
+@pytest.mark.parametrize("name", catalogue.SOLVERS)
+def test_evaluations_are_those_of_the_plan_and_of_the_table(name):
+    solver, path, n = catalogue.SOLVERS[name], RectifiedFlow(), 5
+    grid, counting = lambda_grid(path, 0.95, 0.05, n), Counting(correlated(path))
+    sample(counting, normal(2, 3), path, solver, grid, generator=seeded())
+    rows = solver.plan(path, grid)
+    assert counting.times == [r.t for r in rows if r.e]
+    assert len(counting.times) == evaluations(name, n)
+    assert [r.s for r in rows if r.last] == grid[1:].tolist()
 
 
 def test_heun_uses_both_evaluations_where_the_end_keeps_noise():

@@ -12,6 +12,7 @@ from fewstep.paths import DDPM, EDM, VE, VP, Coeffs, Cosine, Path, RectifiedFlow
 from fewstep.precondition import AnchoredPrecondition, ConsistencyPrecondition, EDMPrecondition
 from fewstep.prediction import X0, Eps, Residual, Score, U, V
 from fewstep.solvers import DDIM, Ancestral, DPMpp2M, Heun, UnitGainAncestral
+from fewstep.solvers.unipc import UniPC
 from fewstep.toy import Mixture
 
 GOLDEN = FilePath(__file__).parents[2].parent / "shared/golden"
@@ -41,7 +42,8 @@ PREDICTIONS = {
     "consistency": ConsistencyPrecondition(0.5, 0.002),
     "anchored": AnchoredPrecondition(0.3),
 }
-DETERMINISTIC = [DDIM(), DPMpp2M(), Heun()]
+# One of each kind; bench/catalogue.py has them all.
+DETERMINISTIC = [DDIM(), DPMpp2M(), UniPC(3), Heun()]
 STOCHASTIC = [Ancestral(), UnitGainAncestral()]
 SOLVERS = [*DETERMINISTIC, *STOCHASTIC]
 

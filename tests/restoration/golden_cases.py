@@ -248,7 +248,8 @@ def check(group: Group) -> dict[str, float]:
         for results in KINDS[group.name.split("_")[0]](group):
             for key in results.keys() & wanted.keys():
                 wanted[key] = error(results[key].double(), group[key], key)
-    except Exception as err:  # a group that cannot be mapped fails, with its reason
+    # A group that cannot be mapped fails, with its reason.
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as err:
         print(f"{group.name}: {type(err).__name__}: {' '.join(str(err).split())}", file=sys.stderr)
     return wanted
 

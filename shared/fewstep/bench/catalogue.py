@@ -68,6 +68,7 @@ STOCHASTIC: dict[str, Solver] = {
     "DPM-Solver++(2S) ancestral": DPMpp2SAncestral(),
     "Euler-Maruyama": EulerMaruyama(),
 }
+SOLVERS: dict[str, Solver] = DETERMINISTIC | STOCHASTIC
 # What people would choose between at few evaluations.
 FIXED = {
     name: DETERMINISTIC[name]

@@ -24,9 +24,9 @@ TIMESTEPS = {
 
 @dataclass(frozen=True)
 class AlignYourSteps(Grid):
-    """n levels of s/a from the table of a model, its logarithm interpolated linearly over the position, then the clean end.
+    """n levels of s/a from the table of a model, its logarithm interpolated linearly, then the clean end.
 
-    Levels beyond the path's own range begin at t_max. The published index tables are TIMESTEPS[model] (for `Explicit`, with -1).
+    Levels beyond the path's own range begin at t_max. Published indices: TIMESTEPS[model], for `Explicit`.
     """
 
     model: Literal["sd15", "sdxl", "svd"] = "sd15"

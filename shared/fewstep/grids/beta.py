@@ -17,7 +17,7 @@ class Beta(Grid):
     """Quantiles Q of Beta(alpha, beta) at 1, 1 - 1/n, ..., 0.
 
     over "t": times end + Q (t_max - end), the paper's.
-    over "sigma": n levels smin + Q (smax - smin) of s/a, then clean, as diffusers has it; sigma_max None takes the path's own.
+    over "sigma": n levels smin + Q (smax - smin) of s/a, then clean, as diffusers has it; sigma_max None is the path's.
     end: clean end of the times, the path's own where None (over "t" only).
     """
 
@@ -42,7 +42,7 @@ class Beta(Grid):
 
 
 def beta_quantile(u: Tensor, alpha: float, beta: float) -> Tensor:
-    """Quantiles of Beta(alpha, beta), elementwise in float64, u in [0, 1]; by bisection, on the side of x = 1/2 where they lie."""
+    """Quantiles of Beta(alpha, beta), elementwise in float64, u in [0, 1]; bisected on their side of x = 1/2."""
     total = math.gamma(alpha) * math.gamma(beta) / math.gamma(alpha + beta)
     low = u <= _below_half(torch.tensor(0.5, dtype=torch.float64), alpha, beta) / total
     return torch.where(low, _root(u * total, alpha, beta), 1 - _root((1 - u) * total, beta, alpha))

@@ -14,7 +14,7 @@ from fewstep.paths.base import nearest_time
 class ThenClean(Grid):
     """n - 1 steps of a grid that stops before the clean end, then one step into it.
 
-    `ThenClean(Uniform(end=0.03))` on OUVE is SGMSE's; `ThenClean(Matched(VP(), Uniform(end=1e-3)))` is k-diffusion's `vp`.
+    `ThenClean(Uniform(end=0.03))` on OUVE is SGMSE's; `ThenClean(Matched(VP(), Uniform(end=1e-3)))` k-diffusion's `vp`.
     """
 
     grid: Grid

@@ -18,7 +18,7 @@ def of_levels(
     clean: bool,
     values: Callable[[float, float, Tensor], Tensor],
 ) -> Tensor:
-    """Times of values(smax, smin, u), u from 0 to 1: n levels and the clean end, or n + 1 levels where `clean` is false.
+    """Times of values(smax, smin, u), u from 0 to 1: n levels and the clean end, or n + 1 levels if not `clean`.
 
     sigma_max None is the path's own at t_max, which must then be finite.
     """

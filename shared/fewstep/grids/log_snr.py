@@ -13,10 +13,11 @@ from fewstep.paths import Path
 
 @dataclass(frozen=True)
 class LogSNR(Grid):
-    """Equal steps in lambda = log(a/s). Ends where lambda is infinite (a = 0 or s = 0) are reached from `start` and `end`.
+    """Equal steps in lambda = log(a/s). Ends where lambda is infinite (a = 0 or s = 0) are reached from start and end.
 
-    start, end: the finite noisy and clean times between which lambda is spaced evenly. Where they differ from the path's own ends
-    the first or last step spans the difference. diffusers' "lu lambdas" are this grid between the last and the first index.
+    start, end: the finite noisy and clean times between which lambda is spaced evenly. Where they differ from the
+    path's own ends the first or last step spans the difference. diffusers' "lu lambdas" are this grid between the last
+    and the first index.
     """
 
     start: float | None = None
@@ -27,7 +28,7 @@ class LogSNR(Grid):
 
 
 def spanned(path: Path, n: int, start: float | None, end: float | None, fractions: Callable[[int], Tensor]) -> Tensor:
-    """Times at fractions(m), (m + 1,) from 0 to 1, of lambda from `start` to `end`, and a step to each end of the path beyond them."""
+    """Times at fractions(m), (m + 1,) from 0 to 1, of lambda from start to end, and a step to path ends beyond."""
     hi, lo = between(path, n, None)
     t_hi, t_lo = hi if start is None else start, lo if end is None else end
     if not lo <= t_lo < t_hi <= hi:

@@ -12,7 +12,7 @@ from fewstep.paths import Path
 
 @dataclass(frozen=True)
 class Polyexponential(Grid):
-    """n values exp(log smin + (1 - i/(n-1))^rho (log smax - log smin)) of s/a, then clean; rho = 1 is the exponential schedule.
+    """n values exp(log smin + (1 - i/(n-1))^rho (log smax - log smin)) of s/a, then clean; rho = 1: exponential.
 
     sigma_min, sigma_max: range of s/a; sigma_max None takes the path's own at t_max, which must then be finite.
     clean: false for n + 1 values that end at sigma_min.

@@ -32,7 +32,8 @@ class Spaced(Grid):
     dpm_linspace  round(linspace(0, N-1, n+1)) but 0     diffusers' DPM-Solver family: n + 1 points without the cleanest
     dpm_leading   i * (N // (n+1)) + offset, i = 1 .. n  the same for leading
 
-    end: the last time; 0 stops at the first index, where the process keeps its smallest noise (`final_sigmas_type="sigma_min"`).
+    end: the last time; 0 stops at the first index, where the process keeps its smallest noise
+    (`final_sigmas_type="sigma_min"`).
     """
 
     spacing: Literal["include_end", "trailing", "leading", "floor", "dpm_linspace", "dpm_leading"] = "include_end"

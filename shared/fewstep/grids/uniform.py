@@ -10,7 +10,7 @@ from fewstep.paths import Path
 
 @dataclass(frozen=True)
 class Uniform(Grid):
-    """Equal steps in t. `Uniform(end=1e-4)` is SB-VE's official grid, `ThenClean(Uniform(end=0.03))` SGMSE's on OUVE."""
+    """Equal steps in t. `Uniform(end=1e-4)` is SB-VE's official grid, `ThenClean(Uniform(end=0.03))` SGMSE's."""
 
     end: float | None = None
 

@@ -1,7 +1,7 @@
 """Adaptive Guidance (arXiv:2312.12487): once the branches agree, stop guiding. 2 NFE per step, then 1.
 
-After the first step with cos(eps_c, eps_u) > threshold a sample uses eps_c alone for the rest of the trajectory. The paper saves about a
-quarter of the evaluations at equal quality; `Mixed.saved` tells how many were saved here.
+After the first step with cos(eps_c, eps_u) > threshold a sample uses eps_c alone for the rest of the trajectory. The
+paper saves about a quarter of the evaluations at equal quality; `Mixed.saved` tells how many were saved here.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from fewstep.solvers.base import Half
 
 @dataclass(frozen=True)
 class AdaptiveGuidance(Rule):
-    """CFG for as long as the branches differ, sample by sample: the unconditional branch runs on the rows that still need it.
+    """CFG for as long as the branches differ, sample by sample: branch 1 runs on the rows that still need it.
 
     The step that finds the agreement is still guided, its evaluation being spent. threshold >= 1 is CFG.
 
-    half: of which estimate the angle is taken, eps in the paper. At the noisy end both eps are the state itself and may agree before
-    guidance has begun (exact models do); x0 does not.
+    half: of which estimate the angle is taken, eps in the paper. At the noisy end both eps are the state itself and may
+    agree before guidance has begun (exact models do); x0 does not.
     """
 
     cfg: Scale

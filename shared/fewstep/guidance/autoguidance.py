@@ -1,8 +1,9 @@
-"""Autoguidance (arXiv:2406.02507): away from a worse version of the same model. 2 NFE per step, one of them of the smaller model.
+"""Autoguidance (arXiv:2406.02507): away from a worse version of the same model. 1 NFE of each model per step.
 
     x0 = x0_weak + cfg (x0_good - x0_weak)          both with the same conditions
 
-The weak model is smaller, trained less, or both; unlike dropping the condition, this does not push towards the condition's modes.
+The weak model is smaller, trained less, or both; unlike dropping the condition, this does not push towards the
+condition's modes.
 """
 
 from torch import Tensor

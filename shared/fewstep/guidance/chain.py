@@ -1,9 +1,9 @@
-"""Several conditions, each with its own scale (InstructPix2Pix, arXiv:2211.09800; HuMo, arXiv:2509.08519). n + 1 NFE for n conditions.
+"""Several conditions, each with its own scale (InstructPix2Pix, arXiv:2211.09800; HuMo, arXiv:2509.08519).
 
-    E = E_n + sum_i w_i (E_{i-1} - E_i)
+    E = E_n + sum_i w_i (E_{i-1} - E_i)          n + 1 NFE per step for n conditions
 
-Branch 0 has all conditions, each further one drops another, branch n has none. With schedules for w_i it is time-adaptive
-guidance: text early, audio late. One condition is CFG.
+Branch 0 has all conditions, each further one drops another, branch n has none. With schedules for w_i it is
+time-adaptive guidance: text early, audio late. One condition is CFG.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from fewstep.guidance.schedules import Scale, weight
 
 @dataclass(frozen=True)
 class Chain(Rule):
-    """Scales of the conditions in the order in which the branches drop them; branches that cancel (equal neighbours) are not evaluated."""
+    """Scales in the order in which branches drop their conditions; a branch between equal scales is not evaluated."""
 
     scales: tuple[Scale, ...]
 

@@ -1,9 +1,9 @@
-"""FlowChef (arXiv:2412.00100): steer a flow by the gradient of a loss of x0, without backpropagation through the network. 1 NFE per step.
+"""FlowChef (arXiv:2412.00100): steer a flow by a loss of x0, without gradients of the network. 1 NFE per step.
 
     x_s = a_s x0(x_t) + b_s y + s_s eps(x_t) - rate grad_{x0} L(x0)
 
-On a rectified flow this is the paper's update: x0 = x - t u, x <- x - rate grad L(x0), Euler with the same u. The Jacobian of x0
-with respect to x is taken to be the identity. The last step is not steered.
+On a rectified flow this is the paper's update: x0 = x - t u, x <- x - rate grad L(x0), Euler with the same u. The
+Jacobian of x0 with respect to x is taken to be the identity. The last step is not steered.
 """
 
 from collections.abc import Callable, Iterable

@@ -53,8 +53,8 @@ class Guide:
         denoiser: the model; another Guide serves as well.
         rule: how the branches are mixed.
         others: conditions of branches 1, 2, ...: (B, ...) or one row each, broadcast over the batch.
-        together: evaluate the branches that a step needs in one call on their stacked batches. Pays where a call on 2B rows costs
-            less than two on B: small batches on a GPU. Rules and their results do not change.
+        together: evaluate the branches that a step needs in one call on their stacked batches. Pays where a call on 2B
+            rows costs less than two on B: small batches on a GPU. Rules and their results do not change.
     """
 
     def __init__(self, denoiser: Model, rule: Rule, others: Sequence[Cond], together: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Guidance interval (arXiv:2404.07724): guide only where lo < t <= hi, the conditional model alone elsewhere.
 
-NFE per step: the rule's inside, 1 outside. On EDM2 the paper guides sigma in (0.28, 2.9] (ImageNet-512) and gains both quality and speed.
+NFE per step: the rule's inside, 1 outside. On EDM2 the paper guides sigma in (0.28, 2.9] (ImageNet-512) and gains both
+quality and speed.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""LinearAG (arXiv:2312.12487, section 5): replace unconditional evaluations by a regression on the past of the trajectory.
+"""LinearAG (arXiv:2312.12487, section 5): replace unconditional evaluations by a regression on the past.
 
-    eps_u(k) ~ sum_{i <= k} beta_i eps_c(i) + sum_{i < k} gamma_i eps_u(i)          1 NFE at such a step, 2 at the others
+    eps_u(k) ~ sum_{i <= k} beta_i eps_c(i) + sum_{i < k} gamma_i eps_u(i)     1 NFE at such a step, else 2
 
-beta, gamma are scalars per step, fitted by least squares on a few recorded trajectories; replaced steps enter later ones by their own
-estimate. The coefficients belong to the grid and to the solver they were recorded with.
+beta, gamma are scalars per step, fitted by least squares on a few recorded trajectories; replaced steps enter later
+ones by their own estimate. The coefficients belong to the grid and to the solver they were recorded with.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from fewstep.prediction import Eps
 
 @dataclass(frozen=True)
 class LinearAG(Rule):
-    """coefficients: per evaluation k, () to evaluate or the 2k + 1 numbers (beta_0, ..., beta_k, gamma_0, ..., gamma_{k-1}) of `fit_linear_ag`."""
+    """coefficients: of `fit_linear_ag`; per call k, () to evaluate, or (beta_0 .. beta_k, gamma_0 .. gamma_{k-1})."""
 
     cfg: Scale
     coefficients: tuple[tuple[float, ...], ...]
@@ -54,7 +54,7 @@ def combination(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Recorded(Rule):
-    """`rule`, keeping eps of both branches of each step in the lists `cond` and `uncond` of `Mixed.mix`. 2 NFE per step."""
+    """`rule`, keeping eps of both branches of each step in the lists `cond` and `uncond` of `Mixed.mix`."""
 
     rule: Rule
 
@@ -80,9 +80,10 @@ def fit_linear_ag(
 ) -> tuple[tuple[float, ...], ...]:
     """Coefficients that replace the unconditional evaluations numbered `replaced`.
 
-    Ordinary least squares in float64 over all elements of the batch, which must be at least as many as the coefficients of a step;
-    of several solutions the smallest. Past estimates are nearly dependent, and plain least squares answers with coefficients of 10^3 to 10^5
-    that amplify every error (measured on mixtures), so directions with singular values below rcond times the largest are left out.
+    Ordinary least squares in float64 over all elements of the batch, which must be at least as many as the coefficients
+    of a step; of several solutions the smallest. Past estimates are nearly dependent, and plain least squares answers
+    with coefficients of 10^3 to 10^5 that amplify every error (measured on mixtures), so directions with singular
+    values below rcond times the largest are left out.
 
     Args:
         cond, uncond: eps of the branches at each evaluation, (B, ...) each: the lists of a `Recording`.

@@ -4,6 +4,8 @@ The published SB sampler of SGMSE+ (arXiv:2409.10753) calls its network so, with
 its numbers; a network trained on pairs (x_t, t) is asked about a level that its input does not have.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,7 @@ class NextTime:
 
     def __init__(self, denoise: Denoise, path: Path, grid: Tensor, y: Tensor | None = None) -> None:
         self.denoise, self.path, self.grid, self.y = denoise, path, grid, y
-        times = grid.tolist()
-        self._next = dict(zip(times, times[1:], strict=False))
+        self._next = dict(pairwise(grid.tolist()))
 
     def prepare(self, times: tuple[float, ...], x: Tensor) -> None:
         """Prepare the denoiser inside for the later times."""

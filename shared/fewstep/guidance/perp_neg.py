@@ -1,4 +1,4 @@
-"""Perp-Neg (arXiv:2304.04968): negatives act only across the wanted direction. 2 + n NFE for n negatives (those of weight 0 are free).
+"""Perp-Neg (arXiv:2304.04968): negatives act only across the wanted direction. 2 + n NFE for n negatives.
 
     D = E_c - E_u,  D_i = E_i - E_u,   perp(D_i) = D_i - <D_i, D>/max(<D, D>, 1e-6) D          (of eps)
     E = E_u + cfg (D + sum_i w_i perp(D_i)),   w_i <= 0
@@ -24,7 +24,7 @@ def perp_neg(
     """The guided estimate; weights w_i are numbers or (B, 1, ..., 1)."""
     d = c.eps - u.eps
     k = [along(n.eps - u.eps, d, least=1e-6) for n in negatives]
-    # E = sum of shares: D_i enters with cfg w_i, D with cfg (1 - sum w_i k_i), E_u with the rest; eps and x0 differences are parallel.
+    # D_i enters with cfg w_i, D with cfg (1 - sum w_i k_i), E_u with the rest: the same numbers for x0 and eps.
     on_negatives = [cfg * w for w in weights]
     on_c = cfg - sum(w * k for w, k in zip(on_negatives, k, strict=True))
     return weighted([c, u, *negatives], [on_c, 1 - on_c - sum(on_negatives), *on_negatives])
@@ -32,7 +32,7 @@ def perp_neg(
 
 @dataclass(frozen=True)
 class PerpNeg(Rule):
-    """weights: one per negative, <= 0."""
+    """weights: one per negative, <= 0; negatives of weight 0 are not evaluated."""
 
     cfg: Scale
     weights: tuple[float, ...] = (-1.0,)
@@ -58,11 +58,11 @@ def severity_weights(
 
         p = softmax(-errors/temperature),   w_v <- w_v min(k p_v, most),   0 for the wanted view
 
-    Instant3D (arXiv:2311.08403) scales the weights by the severity of the multi-face problem without giving a formula; this one is
-    ours: k = 0 is CFG, and a view with p = 1 has its plain Perp-Neg weight at k = 1.
+    Instant3D (arXiv:2311.08403) scales the weights by the severity of the multi-face problem without giving a formula;
+    this one is ours: k = 0 is CFG, and a view with p = 1 has its plain Perp-Neg weight at k = 1.
 
     Args:
-        errors: (B, V) denoising errors of the current rendering under the prompt of each view, e.g. mean |eps_v - eps|^2.
+        errors: (B, V) denoising errors of the current rendering under the prompt of each view, |eps_v - eps|^2.
         wanted: (B,) index of the view that is wanted.
         weights: (V,) or (B, V) plain Perp-Neg weights, <= 0.
     """

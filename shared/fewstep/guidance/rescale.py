@@ -1,6 +1,6 @@
-"""CFG rescale (arXiv:2305.08891, section 3.4): give the guided output the standard deviation of the conditional one. NFE of the rule.
+"""CFG rescale (arXiv:2305.08891, section 3.4): the guided output gets the deviation of the conditional one.
 
-out_g <- (phi std(out_c)/std(out_g) + 1 - phi) out_g          std over all elements of a sample
+out_g <- (phi std(out_c)/std(out_g) + 1 - phi) out_g          std over all elements of a sample; NFE of the rule
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from fewstep.prediction import X0, Prediction
 class Rescale(Rule):
     """Against the overexposure of large scales; phi = 0 is the rule alone, 1 matches the deviation.
 
-    space: which output is rescaled. The paper means the network's own, so give its prediction to reproduce published samples; the
-    default rescales the data.
+    space: which output is rescaled. The paper means the network's own, so give its prediction to reproduce published
+    samples; the default rescales the data.
     """
 
     rule: Rule

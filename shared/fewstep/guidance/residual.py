@@ -7,8 +7,9 @@ The unconditional x0 is taken to be a fixed image, so that its noise is the resi
     self       x_ref is the input (zero when starting from noise)                  1 NFE per step
     onetime    x_ref is x0_u of the first step, evaluated there once               n + 1 NFE for n steps
 
-The official code propagates eps_u from step to step through its own sampler; that recursion is this closed form up to the consistency
-model's boundary coefficients c_out + a c_skip, which are 1 to five digits. The closed form serves every solver.
+The official code propagates eps_u from step to step through its own sampler; that recursion is this closed form up to
+the consistency model's boundary coefficients, c_out + a c_skip being 1 but close to t = 0. The closed form serves every
+solver.
 """
 
 import torch
@@ -45,7 +46,7 @@ class Recalled:
         self.path, self.x_ref, self.first, self.delta, self.y = path, x_ref, first, delta, y
 
     @property
-    def nfe(self) -> int:
+    def cost(self) -> int:
         """Evaluations that the next call makes."""
         return int(self.first is not None and self.x_ref is None)
 

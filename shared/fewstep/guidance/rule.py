@@ -1,7 +1,7 @@
 """Guidance: the estimates of several branches of one state, made one by a rule.
 
-Branch 0 is the conditional model, branch 1 the unconditional (or negative, or weaker) one, further ones as the rule says. A rule
-asks for the branches that it needs at this state and time; what it does not ask for is not evaluated.
+Branch 0 is the conditional model, branch 1 the unconditional (or negative, or weaker) one, further ones as the rule
+says. A rule asks for the branches that it needs at this state and time; what it does not ask for is not evaluated.
 
 Rules nest: Interval(Rescale(CFGRule(7.5)), 0.2, 0.8).
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.denoiser import Denoise, tabulate
 from fewstep.estimate import Estimate
 from fewstep.paths import Path
-from fewstep.prediction import Prediction
+from fewstep.prediction import X0, Eps, Prediction
 
 
 class Rule(ABC):
@@ -30,14 +30,14 @@ class Rule(ABC):
 class Mixed:
     """Bound branches under a rule: a callable (x, t) -> Estimate.
 
-    A trajectory, and with it the memory of a rule, begins when the object is made and at each `prepare`, which `sample` calls once.
-    Rules with a memory count every call as a step, so they belong to solvers of one evaluation per step.
+    A trajectory, and with it the memory of a rule, begins when the object is made and at each `prepare`, which `sample`
+    calls once. Rules with a memory count every call as a step, so they belong to solvers of one evaluation per step.
 
     Args:
-        branches: bound denoisers, the conditional one first.
+        branches: bound denoisers, the conditional one first. A call counts their `cost`, 1 where they do not say.
         rule: how they are mixed.
         path: their path; rules that are not linear in the branches need it.
-        stacked: given the numbers of several branches, one callable that evaluates them in one call on their stacked batches.
+        stacked: given the numbers of several branches, one callable for their stacked batches.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Mixed:
 
     def evaluate(self, which: tuple[int, ...], x: Tensor, t: float | Tensor) -> Sequence[Estimate]:
         """The estimates of these branches."""
-        self.nfe += sum(getattr(self.branches[i], "nfe", 1) for i in which)  # branches of known cost say so
+        self.nfe += sum(getattr(self.branches[i], "cost", 1) for i in which)
         if self.stacked is None or len(which) == 1:
             return [self.branches[i](x, t) for i in which]
         n = len(which)
@@ -109,15 +109,13 @@ class Branches:
 
     def output(self, estimate: Estimate, prediction: Prediction) -> Tensor:
         """p x0 + q eps: what a network of this prediction would have said, less its anchor term."""
+        if isinstance(prediction, X0 | Eps):  # the other half may not even be finite
+            return estimate.x0 if isinstance(prediction, X0) else estimate.eps
         p, q = self._numbers(prediction)[:2]
-        if not isinstance(q, Tensor) and q == 0.0:
-            return estimate.x0 if p == 1.0 else p * estimate.x0
-        if not isinstance(p, Tensor) and p == 0.0:
-            return estimate.eps if q == 1.0 else q * estimate.eps
         return p * estimate.x0 + q * estimate.eps
 
     def moved(self, estimate: Estimate, change: Tensor, prediction: Prediction) -> Estimate:
-        """The estimate of the same state whose output differs by `change`: x0 and eps follow, x_t = a x0 + b y + s eps stays."""
+        """The estimate of the same state whose output differs by `change`: x0 and eps follow."""
         to_x0, to_eps = self._numbers(prediction)[2:]
         return Estimate(lambda: estimate.x0 + to_x0 * change, lambda: estimate.eps + to_eps * change)
 

@@ -7,7 +7,7 @@ With tau = (t - t_min)/(t_max - t_min), 0 clean and 1 noise:
     Linear        2 (1 - tau)                         mean 1 (arXiv:2404.13040; with a floor their clamp-linear)
     Cosine        1 + cos(pi tau)                     mean 1 (same paper)
     PowerCosine   (1 - cos(pi (1 - tau)^power))/2     peak 1 at the clean end (MDT, arXiv:2303.14389)
-    BetaShape     tau^(p-1) (1-tau)^(q-1) / B(p, q)   mean 1, none at both ends for p, q > 1 (beta-CFG, arXiv:2502.10574)
+    BetaShape     tau^(p-1) (1-tau)^(q-1) / B(p, q)   mean 1, none at both ends for p, q > 1 (arXiv:2502.10574)
 
 The schedule scales the guidance, cfg - 1, so that its zeros are the conditional model, not the unconditional one.
 `Piecewise` gives cfg itself by ranges of t: time-adaptive guidance, one schedule per condition of a `Chain`.

@@ -1,9 +1,10 @@
-"""Stochastic similarity filter (StreamDiffusion, arXiv:2312.12491): skip frames of a stream that look like the last processed one.
+"""Stochastic similarity filter (StreamDiffusion, arXiv:2312.12491): skip frames that look like the last processed one.
 
-    P(skip) = max(0, 1 - (1 - cos)/(1 - threshold)),   cos between the frame and the last one processed, over all elements
+    P(skip) = max(0, 1 - (1 - cos)/(1 - threshold)),   cos between the frame and the last one processed
 
-A frame less similar than the threshold is always processed, an identical one is skipped; after `most` skips in a row one is processed.
-The official code forgets to start that count again when a frame is processed normally; here it counts skips in a row.
+A frame less similar than the threshold is always processed, an identical one is skipped; after `most` skips in a row
+one is processed. The official code forgets to start that count again when a frame is processed normally; here it counts
+skips in a row.
 """
 
 import torch

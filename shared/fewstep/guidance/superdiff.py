@@ -1,9 +1,9 @@
-"""SuperDiff (arXiv:2412.17762): one sample from several models, as a union or an intersection. M NFE per step for M models.
+"""SuperDiff (arXiv:2412.17762): one sample from M models, as their union or intersection. M NFE per step.
 
 Reverse SDE with a mixed score, dt > 0, f = a'/a, g^2 the path's (likelihood.py), S_i the scores:
 
     dz = -(f z - g^2 sum_i k_i S_i) dt + g sqrt(dt) xi
-    d log q_i = D f dt + <dz + f z dt, S_i> - (g^2/2)|S_i|^2 dt              (the density estimate that the mixing needs)
+    d log q_i = D f dt + <dz + f z dt, S_i> - (g^2/2)|S_i|^2 dt
 
     Or    k = softmax(T log q + l)                      samples of either model
     And   k with all d log q_i equal and sum k = 1      samples that all models find equally likely
@@ -28,7 +28,7 @@ StepNoise = torch.Generator | Callable[[int], Tensor]
 
 
 class Superposed(NamedTuple):
-    """x: (B, ...) samples; log_q: (M, B) change of each model's log density since the start; kappa: (n, M, B) weights used."""
+    """x: (B, ...); log_q: (M, B) change of each model's log density since the start; kappa: (n, M, B) weights used."""
 
     x: Tensor
     log_q: Tensor
@@ -48,7 +48,7 @@ class Superposition(ABC):
 
 @dataclass(frozen=True)
 class Or(Superposition):
-    """softmax(temperature log q + bias): a sample follows the model that finds it likelier. bias: one per model, or ()."""
+    """softmax(temperature log q + bias): a sample follows the likelier model. bias: one per model, or ()."""
 
     temperature: float = 1.0
     bias: tuple[float, ...] = ()

@@ -220,7 +220,9 @@ def _ddim(c: Config) -> Sampling:
 
 def _ddpm(c: Config) -> Sampling:
     if c["variance_type"] == "fixed_large_log":
-        raise ValueError("variance_type='fixed_large_log' has no equivalent here: diffusers takes the root of a logarithm")
+        raise ValueError(
+            "variance_type='fixed_large_log' has no equivalent here: diffusers takes the root of a logarithm"
+        )
     return _indexed(c, LargeVariance() if c["variance_type"] == "fixed_large" else Ancestral(), -1.0)
 
 
@@ -282,7 +284,9 @@ def _deis(c: Config) -> Solver:
     return DEIS(c["solver_order"] - 1, "lambda", 15 if c["lower_order_final"] else 0)
 
 
-def _family(solver: Callable[[Config], Solver], rounding: Literal["nearest", "down"], repeats: bool) -> Callable[[Config], Sampling]:
+def _family(
+    solver: Callable[[Config], Solver], rounding: Literal["nearest", "down"], repeats: bool
+) -> Callable[[Config], Sampling]:
     """A reader of the family. rounding: of the labels of exponential and beta sigmas; repeats: respaced sigmas that do not end
     clean end on their last value, not on the table's."""
 
@@ -371,7 +375,9 @@ def _sigma(solver: Solver) -> Callable[[Config], Sampling]:
 def _edm(solver: Callable[[Config], Solver]) -> Callable[[Config], Sampling]:
     def reader(c: Config) -> Sampling:
         if c["prediction_type"] not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type of EDM schedulers is epsilon or v_prediction, not {c['prediction_type']!r}")
+            raise ValueError(
+                f"prediction_type of EDM schedulers is epsilon or v_prediction, not {c['prediction_type']!r}"
+            )
         net = EDMPrecondition if c["prediction_type"] == "epsilon" else NegatedEDM
         end = "clean" if c["final_sigmas_type"] == "zero" else "repeat"
         grid = SigmaSpacing(c["sigma_schedule"], c["sigma_max"], c["sigma_min"], None, end, c["rho"])

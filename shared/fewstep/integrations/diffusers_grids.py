@@ -112,6 +112,8 @@ class SigmaSpacing(Grid):
     rho: float = 7.0
 
     def __call__(self, path: Path, n: int) -> Tensor:
+        if n < 1:
+            raise ValueError(f"a grid needs at least 1 step, not {n}")
         high, low = self._range(path, n)
         sigmas = respace(self.kind, high, low, n, self.rho)
         if self.end == "clean":

@@ -1,7 +1,7 @@
 """A diffusers network as the network of a Denoiser: forward(x, label, **conditions) -> output, conditions by the model's own names.
 
-    denoiser = Denoiser.from_diffusers(pipe)
-    denoise = CFG(denoiser, 7.5, {"encoder_hidden_states": negative}).bind({"encoder_hidden_states": prompt})
+denoiser = Denoiser.from_diffusers(pipe)
+denoise = CFG(denoiser, 7.5, {"encoder_hidden_states": negative}).bind({"encoder_hidden_states": prompt})
 """
 
 import inspect
@@ -77,7 +77,9 @@ def parts(source: Any, scheduler: Any | None = None) -> tuple[DiffusersNetwork, 
         model = next((m for n in ("unet", "transformer") if isinstance(m := getattr(source, n, None), nn.Module)), None)
         scheduler = getattr(source, "scheduler", None) if scheduler is None else scheduler
     if model is None:
-        raise ValueError(f"{type(source).__name__} has no unet or transformer; give the network itself and its scheduler")
+        raise ValueError(
+            f"{type(source).__name__} has no unet or transformer; give the network itself and its scheduler"
+        )
     if scheduler is None:
         raise ValueError(f"give the scheduler of {type(source).__name__}: it says what the network predicts")
     if isinstance(getattr(scheduler, "path", None), Path):  # one of ours

@@ -54,9 +54,9 @@ class Calls(NamedTuple):
 
 
 def _number(w: float | Tensor) -> float:
-    if isinstance(w, Tensor):
-        raise ValueError("weights per coordinate cannot act on initial noise that the pipeline draws")
-    return w
+    if not isinstance(w, Tensor):
+        return w
+    raise ValueError("weights per coordinate cannot act on initial noise that the pipeline draws")
 
 
 def cut(rows: tuple[Row, ...], path: Path, prediction: Prediction, folded: bool) -> Calls:

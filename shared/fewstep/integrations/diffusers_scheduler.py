@@ -31,8 +31,8 @@ from fewstep.solvers.base import Row, Solver, State, advance
 Description = Mapping[str, Any]
 
 
-class StepOutput:
-    """`prev_sample`, and `pred_original_sample` computed when asked for; [0] and [1] likewise."""
+class StepOutput(Sequence[Tensor]):
+    """`prev_sample`, and `pred_original_sample` computed when asked for: as attributes, by these names, or as a tuple of two."""
 
     def __init__(self, prev_sample: Tensor, x0: Callable[[], Tensor]) -> None:
         self.prev_sample, self._x0 = prev_sample, x0
@@ -42,8 +42,11 @@ class StepOutput:
         """The x0 that this evaluation predicts."""
         return self._x0()
 
-    def __getitem__(self, key: int | str) -> Tensor:
+    def __getitem__(self, key: Any) -> Any:
         return getattr(self, key if isinstance(key, str) else ("prev_sample", "pred_original_sample")[key])
+
+    def __len__(self) -> int:
+        return 2
 
 
 class FewstepScheduler(SchedulerMixin, ConfigMixin):
@@ -79,11 +82,14 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(**{**(settings or {}), **own, "settings": dict(settings or {})})
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
+        self.times = torch.empty(0, dtype=torch.float64)  # (n + 1,), of the grid; `timesteps` are the labels of calls
         self._plan: Calls | None = None
         self._begin_index: int | None = None
 
     @classmethod
-    def from_diffusers(cls, scheduler: Any, solver: Solver | None = None, grid: Grid | None = None) -> "FewstepScheduler":
+    def from_diffusers(
+        cls, scheduler: Any, solver: Solver | None = None, grid: Grid | None = None
+    ) -> "FewstepScheduler":
         """The process of a diffusers scheduler (or of its configuration) with this solver and grid; each defaults to the scheduler's."""
         found = read(scheduler)
         config = scheduler if isinstance(scheduler, Mapping) else scheduler.config
@@ -121,10 +127,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         """
         if sigmas is not None and not isinstance(self.grid, FlowSpacing) and _even(sigmas):
             num_inference_steps, sigmas = len(sigmas), None
-        self._times = grid_times(self.path, self.prediction, self.grid, num_inference_steps, timesteps, sigmas, mu)
-        self._rows = self.solver.plan(self.path, self._times)
+        self.times = grid_times(self.path, self.prediction, self.grid, num_inference_steps, timesteps, sigmas, mu)
+        self._rows = self.solver.plan(self.path, self.times)
         self._plan = self._whole = cut(self._rows, self.path, self.prediction, self.clip is None)
-        self.num_inference_steps = len(self._times) - 1
+        self.num_inference_steps = len(self.times) - 1
         self.timesteps = torch.tensor(self._plan.labels, dtype=torch.float32, device=device)
         self._begin_index = self._step_index = None
         self._first, self._state = 0, None
@@ -144,7 +150,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     @property
     def sigmas(self) -> Tensor:
         """Levels of all calls and of the end: s on a rectified flow, s/a elsewhere."""
-        times = torch.tensor([c.row.t for c in self._whole.calls] + [self._times[-1].item()], dtype=torch.float64)
+        times = torch.tensor([c.row.t for c in self._whole.calls] + [self.times[-1].item()], dtype=torch.float64)
         a, _, s = self.path.schedule(times)
         flow = torch.allclose(a + s, torch.ones_like(a))
         return (s if flow else s / a).float()
@@ -154,7 +160,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         """Factor of the standard normal noise that pipelines begin with."""
         given = self._init_noise_sigma
         if given is None:
-            first = torch.tensor(self.path.t_max, dtype=torch.float64) if self._plan is None else self._times[0]
+            first = torch.tensor(self.path.t_max, dtype=torch.float64) if self._plan is None else self.times[0]
             given = self.path.schedule(first)[2].item()
         return given if self._plan is None else self._whole.start_scale(given)
 
@@ -186,11 +192,14 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         if self._begin_index is None and first == 1:
             first = 0  # the second of two equal labels, when the pipeline begins with the first entry
         if first:
-            rows = begin(self._rows, first, self.solver, self.path, self._times)
+            rows = begin(self._rows, first, self.solver, self.path, self.times)
             self._plan = cut(rows, self.path, self.prediction, self.clip is None)
-            if self._plan.labels != self._whole.labels[first:]:
-                raise ValueError(f"{type(self.solver).__name__} cannot begin at call {first} of {len(self._whole.calls)}: its start "
-                                 "takes other evaluations than its later steps; choose another solver")
+            labels = self._whole.labels[first:]
+            if len(labels) != len(self._plan.calls) or not np.allclose(labels, self._plan.labels):
+                raise ValueError(
+                    f"{type(self.solver).__name__} cannot begin at call {first} of {len(self._whole.calls)}: its start takes other "
+                    "evaluations than its later steps; choose another solver"
+                )
         self._first = first
         return first
 
@@ -215,7 +224,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[Tensor, Tensor]:
+    ) -> StepOutput:
         """The state after one network evaluation at `sample`.
 
         Args:
@@ -225,9 +234,12 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
             eta: DDIMPipeline's; noise is the solver's here, so only 0.
             use_clipped_model_output: DDIMPipeline's; a clipped x0 always changes eps here, so not False beside a clip.
             generator: of the noise of stochastic solvers, one or one per sample.
+            return_dict: pipelines pass it; the result serves as either.
         """
         if eta != 0.0:
-            raise ValueError(f"eta={eta} has no effect on {type(self.solver).__name__}; use the solver Ancestral({eta})")
+            raise ValueError(
+                f"eta={eta} has no effect on {type(self.solver).__name__}; use the solver Ancestral({eta})"
+            )
         if use_clipped_model_output is False and self.clip is not None:
             raise ValueError("use_clipped_model_output=False: where x0 is clipped, eps always follows from it here")
         call = self._call(timestep)
@@ -242,11 +254,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self._state = state
         self._step_index = (self._step_index or 0) + 1
         k = call.at.x0
-        result = StepOutput(
+        return StepOutput(
             state.xs[0].to(sample.dtype),
             lambda: (new.x0 if isinstance(new, Estimate) else k[0] * x + k[1] * out).to(sample.dtype),
         )
-        return result if return_dict else (result[0], result[1])
 
     def _estimate(self, call: Call, x: Tensor, out: Tensor) -> Estimate:
         """x0 clipped, and eps = (x - a x0)/s from it."""
@@ -265,7 +276,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """a x0 + s eps at the times of these labels, (B,); at the beginning where `set_begin_index` has said which."""
-        times = self._times_at(timesteps).to(original_samples.device)
+        times = self._noise_times(timesteps).to(original_samples.device)
         a, _, s = self.path.schedule(times)
         return expand(a, original_samples) * original_samples + expand(s, noise) * noise
 
@@ -273,7 +284,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         """`add_noise` under the name and the argument order of flow schedulers."""
         return self.add_noise(sample, noise, timestep)
 
-    def _times_at(self, labels: Tensor) -> Tensor:
+    def _noise_times(self, labels: Tensor) -> Tensor:
         labels = torch.as_tensor(labels).reshape(-1).double().cpu()
         if self._plan is not None:
             calls = self._whole.calls

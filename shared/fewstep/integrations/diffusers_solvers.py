@@ -60,7 +60,9 @@ class StridedPNDM(Solver):
 
     def rows(self, path: Path, grid: Tensor) -> Iterator[Row]:
         n, step = len(grid) - 1, stride(path, len(grid) - 1)
-        calls = list(self._runge_kutta(grid[:-1].tolist(), step) if self.runge_kutta else self._plms(grid[:-1].tolist(), step))
+        calls = list(
+            self._runge_kutta(grid[:-1].tolist(), step) if self.runge_kutta else self._plms(grid[:-1].tolist(), step)
+        )
         labels = [label for label, *_ in calls]
         inner = 12 if self.runge_kutta else 1
         for c, (label, base, start, end, weights) in enumerate(calls):
@@ -119,7 +121,7 @@ class StridedPNDM(Solver):
 class LCMSampling(Solver):
     """LCMScheduler (arXiv:2310.04378): all noise is fresh, and x0 is blended with the state by the boundary condition
 
-        x0' = c_skip x + c_out x0,   c_skip = d^2/(u^2 + d^2),  c_out = u/sqrt(u^2 + d^2),   u = scaling t,  d = 1/2
+    x0' = c_skip x + c_out x0,   c_skip = d^2/(u^2 + d^2),  c_out = u/sqrt(u^2 + d^2),   u = scaling t,  d = 1/2
     """
 
     order = 1

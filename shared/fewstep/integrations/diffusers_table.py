@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.paths.base import Path, Triple
-from fewstep.paths.betas import Betas, LinearBetas
+from fewstep.paths.betas import Betas
 from fewstep.paths.piecewise import interpolate, invert
 from fewstep.paths.tabulated import log_alphas
 
@@ -52,7 +52,7 @@ class BarBetas(Betas):
 class LastBar(Betas):
     """`betas` with abar of the last index replaced: sigma stays finite on tables of zero terminal SNR."""
 
-    betas: Betas = LinearBetas()
+    betas: Betas
     bar: float = 2.0**-24
 
     def __call__(self) -> Tensor:
@@ -69,7 +69,7 @@ class SigmaTable(Path):
     at a sigma above the table's.
     """
 
-    betas: Betas = LinearBetas()
+    betas: Betas
     between: Literal["sigma", "log_sigma"] = "sigma"
 
     @cached_property

@@ -1,4 +1,4 @@
-"""One path per band of coordinates: x_k = a_k(t) x0_k + s_k(t) eps_k, e.g. in frequency (blurring and sharpening diffusion).
+"""One path per band of coordinates: x_k = a_k(t) x0_k + s_k(t) eps_k, e.g. per frequency of an image.
 
 States are kept in the coordinates where the bands are; for frequencies that is z = F x with the orthonormal FFT:
 
@@ -82,7 +82,8 @@ class BandedPath(Path):
 
 @dataclass(frozen=True)
 class SpectralShortestPath(BandedPath):
-    """Shortest Path Diffusion (arXiv:2306.00501): variance c1/(c2 + |f|)^m of the data at frequency f (orthonormal FFT, data in [-1, 1]).
+    """Shortest Path Diffusion (arXiv:2306.00501): variance c1/(c2 + |f|)^m of the data at frequency f (orthonormal FFT,
+    data in [-1, 1]).
 
     sizes: of the trailing dimensions, e.g. (H, W). The defaults are the paper's fit to CIFAR-10.
     """

@@ -1,4 +1,4 @@
-"""Tables of betas of discrete diffusion: beta_n = 1 - abar_n / abar_(n-1), n = 0 .. N-1. Frozen objects called without arguments."""
+"""Tables of betas of discrete diffusion: beta_n = 1 - abar_n / abar_(n-1), n = 0 .. N-1, as frozen objects."""
 
 import math
 from abc import ABC, abstractmethod
@@ -42,7 +42,7 @@ class ScaledLinearBetas(Betas):
 
 @dataclass(frozen=True)
 class CosineBetas(Betas):
-    """abar(t) = cos^2((t + o)/(1 + o) pi/2) at t = n/N, betas capped (Improved DDPM, arXiv:2102.09672; `squaredcos_cap_v2`)."""
+    """abar(t) = cos^2((t + o)/(1 + o) pi/2) at t = n/N, capped (arXiv:2102.09672; `squaredcos_cap_v2`)."""
 
     steps: int = 1000
     offset: float = 0.008
@@ -69,8 +69,8 @@ class GivenBetas(Betas):
 
 @dataclass(frozen=True)
 class ZeroTerminalSNR(Betas):
-    """Betas rescaled so that no signal is left at the last index (arXiv:2305.08891, algorithm 1): sqrt(abar) is shifted to 0 there
-    and scaled to keep its first value."""
+    """Betas rescaled so that no signal is left at the last index (arXiv:2305.08891, algorithm 1): sqrt(abar) is shifted
+    to 0 there and scaled to keep its first value."""
 
     betas: Betas = ScaledLinearBetas()
 

@@ -1,4 +1,4 @@
-"""The variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, VE (arXiv:2011.13456), and EDM around a prior mean."""
+"""Variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, also around a prior mean; VE (arXiv:2011.13456)."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class EDM(Path):
 
 @dataclass(frozen=True)
 class PriorEDM(EDM):
-    """x_t = x0 + t (y + eps): noise around a prior mean y (CoMoSpeech, arXiv:2305.06908). Starts at t_max (y + eps), as there."""
+    """x_t = x0 + t (y + eps): noise around a prior mean y (CoMoSpeech, arXiv:2305.06908)."""
 
     anchored: ClassVar[bool] = True
 

@@ -2,8 +2,8 @@
 
 The other end x1 is the anchor y. t = 0 is x0 and t = 1 is x1; gamma vanishes at both.
 
-    ends     Straight      1 - t, t                       Arc           cos(pi t/2), sin(pi t/2)
-    gamma    Brownian      sqrt(scale t (1 - t))          Parabola      scale t (1 - t)          SineSquared   scale sin^2(pi t)
+    ends     Straight   1 - t, t                     Arc   sqrt(1 - gamma^2) (cos(pi t/2), sin(pi t/2))
+    gamma    Brownian   sqrt(scale t (1 - t))        Parabola   scale t (1 - t)        SineSquared   scale sin^2(pi t)
 
 One-sided (x1 = white noise, no anchor): `OneSided(ends)`, x_t = alpha(t) x0 + beta(t) eps.
 """
@@ -22,31 +22,33 @@ from fewstep.paths.base import Path, Triple
 
 @dataclass(frozen=True)
 class Ends(ABC):
-    """(alpha, beta) with alpha = 1, 0 and beta = 0, 1 at t = 0, 1."""
+    """(alpha, beta) at t, where the noise has variance v = gamma^2; 1, 0 at t = 0 and 0, 1 at t = 1."""
 
     @abstractmethod
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Straight(Ends):
     """1 - t, t."""
 
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
 
 
 @dataclass(frozen=True)
 class Arc(Ends):
-    """cos(pi t/2), sin(pi t/2)."""
+    """sqrt(1 - gamma^2) (cos(pi t/2), sin(pi t/2)): alpha^2 + beta^2 + gamma^2 = 1; gamma < 1."""
 
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return (math.pi / 2 * (1 - t)).sin(), (math.pi / 2 * t).sin()  # sin is exactly 0 at t = 1, cos is not
+    def __call__(self, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        size = (1 - v).sqrt()
+        # The sine of 1 - t is exactly 0 at t = 1, where the cosine of t is not.
+        return size * (math.pi / 2 * (1 - t)).sin(), size * (math.pi / 2 * t).sin()
 
 
 @dataclass(frozen=True)
 class Gamma(ABC):
-    """The noise level, 0 at both ends."""
+    """The noise level: its variance gamma^2 and gamma itself, 0 at both ends."""
 
     falls_slower: ClassVar[bool] = True  # than alpha at t = 1, so that lambda decreases
 
@@ -55,13 +57,19 @@ class Gamma(ABC):
     @abstractmethod
     def __call__(self, t: Tensor) -> Tensor: ...
 
+    def variance(self, t: Tensor) -> Tensor:
+        return self(t) ** 2
+
 
 @dataclass(frozen=True)
 class Brownian(Gamma):
-    """sqrt(scale t (1 - t)), a Brownian bridge: gamma' is infinite at both ends, so velocity networks stay away from them."""
+    """sqrt(scale t (1 - t)), a Brownian bridge: gamma' is infinite at both ends, where velocities do not exist."""
 
     def __call__(self, t: Tensor) -> Tensor:
-        return (self.scale * t * (1 - t)).sqrt()
+        return self.variance(t).sqrt()
+
+    def variance(self, t: Tensor) -> Tensor:
+        return self.scale * t * (1 - t)
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,9 @@ class SineSquared(Gamma):
 class Interpolant(Path):
     """Two-sided interpolant on [0, 1]; sampling starts at x = y.
 
-    lambda = log(alpha/gamma) falls from +inf to -inf with Brownian, to the finite -log(scale) times the limit of alpha/(1 - t) with
-    Parabola, and comes back to +inf with SineSquared: there use grids in t and solvers that do not look at lambda (DDIM).
+    lambda = log(alpha/gamma) falls from +inf to -inf with Brownian, to a finite value with Parabola (-log scale,
+    Straight), and comes back to +inf with SineSquared: there use grids in t and solvers that do not look at lambda
+    (DDIM).
     """
 
     anchored: ClassVar[bool] = True
@@ -96,7 +105,7 @@ class Interpolant(Path):
     gamma: Gamma = Brownian()
 
     def schedule(self, t: Tensor) -> Triple:
-        return *self.ends(t), self.gamma(t)
+        return *self.ends(t, self.gamma.variance(t)), self.gamma(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
         return torch.where(t == 1, self._last_log_snr, super().log_snr(t))
@@ -120,5 +129,5 @@ class OneSided(Path):
     ends: Ends = Straight()
 
     def schedule(self, t: Tensor) -> Triple:
-        alpha, beta = self.ends(t)
+        alpha, beta = self.ends(t, torch.zeros_like(t))
         return alpha, torch.zeros_like(t), beta

@@ -1,8 +1,9 @@
-"""Mean-reverting SDE of IR-SDE (arXiv:2301.11699): x0 decays into the degraded image y, with stationary noise of std sigma_max.
+"""Mean-reverting SDE of IR-SDE (arXiv:2301.11699): x0 decays into the degraded image y under stationary noise.
 
 dx = theta (y - x) dt + sigma dW,  sigma^2 = 2 sigma_max^2 theta
 
-a = exp(-dt Theta_i),  b = 1 - a,  s = sigma_max sqrt(1 - a^2),   Theta_i = theta_1 + ... + theta_i,  dt = -log(eps)/Theta_T
+a = exp(-dt Theta_i),  b = 1 - a,  s = sigma_max sqrt(1 - a^2)
+Theta_i = theta_1 + ... + theta_i,  dt = -log(eps)/Theta_T
 
 Time is the step index i in [0, T], 0 clean; Theta is piecewise linear between the indices. a(T) = eps.
 A VP path rescaled by sigma_max and centred on y, so samplers of VP paths apply as they are (MRS, arXiv:2502.07856).
@@ -77,7 +78,7 @@ class MeanReverting(Path):
         return log_a.exp(), -torch.expm1(log_a), self.sigma_max * (-torch.expm1(2 * log_a)).sqrt()
 
     def rates(self, t: Tensor) -> Triple:
-        """a' = -a dt Theta',  s' = -sigma_max^2 a a'/s, per index; right-hand derivatives at the indices, s' infinite at 0."""
+        """a' = -a dt Theta',  s' = -sigma_max^2 a a'/s, per index; right-hand at the indices, s' infinite at 0."""
         a, _, s = self.schedule(t)
         da = -a * self.dt * interpolate(self._sums, t)[1]
         return da, -da, -(self.sigma_max**2) * a * da / s

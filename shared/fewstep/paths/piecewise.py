@@ -1,11 +1,11 @@
-"""Piecewise linear functions given by their values at 0, 1, ..., n: what tabulated schedules are between their knots."""
+"""Piecewise linear functions given by their values at 0, 1, ..., n: tabulated schedules."""
 
 import torch
 from torch import Tensor
 
 
 def interpolate(table: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """(value, right-hand slope) at u, elementwise, of the table (n + 1,); extended linearly beyond both ends. NaN gives NaN."""
+    """(value, right-hand slope) at u, elementwise, of the table (n + 1,); extended linearly; NaN gives NaN."""
     table = table.to(u)
     left = u.floor().nan_to_num(0.0).clamp(0, len(table) - 2).long()
     slope = table[left + 1] - table[left]

@@ -1,7 +1,7 @@
 """Rectified flow / conditional optimal transport: x_t = (1 - t) x0 + t eps (arXiv:2209.03003, arXiv:2210.02747).
 
-With sigma_min > 0 a little noise is left at the clean end, s = sigma_min + (1 - sigma_min) t (arXiv:2210.02747, eq. 20; Matcha-TTS,
-PeriodWave: 1e-4).
+With sigma_min > 0 a little noise is left at the clean end, s = sigma_min + (1 - sigma_min) t (arXiv:2210.02747, eq. 20;
+Matcha-TTS, PeriodWave: 1e-4).
 """
 
 from dataclasses import dataclass

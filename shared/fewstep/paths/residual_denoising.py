@@ -5,8 +5,8 @@ x_n = x0 + A_n (y - x0) + sqrt(B_n) eps,   n = 1 .. T        a = 1 - A,  b = A, 
 share of n steps:   decreased  n (2T + 1 - n)/(T (T + 1))     average  n/T     increased  n (n + 1)/(T (T + 1))
 A = share of `alpha`,   B = sum_scale * share of `beta2`
 
-Time is the index t = n - 1 that networks are given, in [-1, T - 1], -1 clean; the closed forms hold between the indices.
-Without an anchor (y = 0) it is a path a x0 + s eps like any other.
+Time is the index t = n - 1 that networks are given, in [-1, T - 1], -1 clean; the closed forms hold between the
+indices. Without an anchor (y = 0) it is a path a x0 + s eps like any other.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Share = Literal["decreased", "average", "increased"]
 
 @dataclass(frozen=True)
 class ResidualDenoising(Path):
-    """RDDM's path with T = steps indices; x at the last one is y + sqrt(sum_scale) eps (0.01 restoration, 1 generation)."""
+    """RDDM's path with T = steps indices; x at the last one is y + sqrt(sum_scale) eps (0.01 to restore, 1 to generate)."""
 
     anchored: ClassVar[bool] = True
 

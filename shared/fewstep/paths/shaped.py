@@ -1,15 +1,16 @@
 """Shaped noise: x_t = a x0 + b y + s L xi with white xi and an invertible linear L.
 
-In the coordinates x' = L^-1 x the noise is white and the path is the plain one, so nothing else changes: with n = L xi in the place of
-eps, the state is a x0 + b y + s n, conversions and solver weights are those of the path, and only what draws noise has to know L:
+In the coordinates x' = L^-1 x the noise is white and the path is the plain one, so nothing else changes: with n = L xi
+in the place of eps, the state is a x0 + b y + s n, conversions and solver weights are those of the path, and only what
+draws noise has to know L:
 
-    training             path.sample(x0, shaper.noise(x0), t, y)          (divide losses by the shape where the paper does)
+    training             path.sample(x0, shaper.noise(x0), t, y)
     start                path.start(shaper.noise(x0), y)
     stochastic solvers   sample(..., generator=lambda row: shaper.noise(x, generator))
 
 `Whitened` is the other way round: a denoiser in the white coordinates, for whatever assumes isotropic noise.
 
-    Diagonal   L = diag(std): noise per coordinate (PeriodWave's energy prior, arXiv:2408.07547; PriorGrad, arXiv:2106.06406)
+    Diagonal   L = diag(std): noise per coordinate (PriorGrad, arXiv:2106.06406; PeriodWave, arXiv:2408.07547)
     Spectral   L = F^-1 diag(amplitude) F: coloured noise
 """
 

@@ -1,6 +1,6 @@
 """The shortest path of a Gaussian to white noise in the Fisher metric (Shortest Path Diffusion, arXiv:2306.00501).
 
-For data of variance D the variance of x_t falls geometrically to 1, Var x_t = D^(1-t), with variance-preserving coefficients:
+For data of variance D the variance of x_t goes geometrically to 1, Var x_t = D^(1-t), on a variance-preserving path:
 
     a^2 = (1 - D^(1-t))/(1 - D),    s^2 = 1 - a^2 = (D^(1-t) - D)/(1 - D);        D = 1: a^2 = 1 - t
 
@@ -17,7 +17,7 @@ from fewstep.paths.base import Path, Triple
 
 
 def shortest(t: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(a, s, a', s') elementwise in t and log D. (a^2)' = -log D D^(1-t)/(D - 1); a' and s' are infinite where a or s is 0."""
+    """(a, s, a', s') elementwise in t and log D. (a^2)' = -log D D^(1-t)/(D - 1); infinite where a or s is 0."""
     # The limit D = 1 is reached from beside it, where the coefficients differ from it by 1e-9.
     log = torch.where(log_variance.abs() < 1e-9, 1e-9, log_variance)
     left, whole = log * (1 - t), torch.expm1(log)

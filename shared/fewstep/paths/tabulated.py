@@ -1,6 +1,6 @@
 """Discrete variance-preserving processes, given by a table of betas, as paths.
 
-a_n = sqrt(prod_{i <= n} (1 - beta_i)),  n = 0 .. N-1,   s = sqrt(1 - a^2),   log a piecewise linear in time between the knots.
+a_n = sqrt(prod_{i <= n} (1 - beta_i)),  n = 0 .. N-1,   s = sqrt(1 - a^2),   log a piecewise linear between the knots
 
     IndexedVP    t = n, clean at -1: the time that networks of DDPM and Stable Diffusion are given
     DiscreteVP   t = (n + 1)/N as in DPM-Solver (arXiv:2206.00927), extrapolated linearly below the first knot
@@ -30,7 +30,7 @@ def minus_log_alpha(lam: Tensor) -> Tensor:
 
 
 class Indexed(Path):
-    """Index time in [-1, N - 1] over `table`; a table whose last beta is 1 falls linearly in a from index N - 2 to a = 0."""
+    """Index time in [-1, N - 1] over `table`; after index N - 2 a table whose last beta is 1 falls linearly in a."""
 
     @abstractmethod
     def table(self) -> Tensor:
@@ -101,8 +101,8 @@ class IndexedVP(Indexed):
 class DiscreteVP(Path):
     """t in [t_min, 1]; t_min, a little above 0, is where the extrapolated table reaches a = 1.
 
-    lam_min: knots of lower lambda at the noisy end are dropped and the M kept ones spread over t = 1/M .. 1, as DPM-Solver does
-    for cosine tables; None keeps all.
+    lam_min: knots of lower lambda at the noisy end are dropped and the M kept ones spread over t = 1/M .. 1, as
+    DPM-Solver does for cosine tables; None keeps all.
     """
 
     betas: Betas
@@ -120,18 +120,18 @@ class DiscreteVP(Path):
         return knots
 
     @cached_property
-    def _clean(self) -> float:
-        """Where the line through the first two knots reaches log a = 0, but at least 0."""
+    def _root(self) -> float:
+        """Where the line through the first two knots reaches log a = 0; at t < 0 for tables that start off steeply."""
         zero = invert(self._knots, torch.zeros((), dtype=torch.float64))
-        return max(((zero + 1) / len(self._knots)).item(), 0.0)
+        return ((zero + 1) / len(self._knots)).item()
 
     @property
     def t_min(self) -> float:
-        return self._clean
+        return max(self._root, 0.0)
 
     def schedule(self, t: Tensor) -> Triple:
         value = interpolate(self._knots, t * len(self._knots) - 1)[0]
-        log_a = -torch.where(t <= self._clean, value.clamp(max=0) if self._clean else value, value)
+        log_a = -torch.where(t <= self._root, 0.0, value)
         return log_a.exp(), torch.zeros_like(t), (-torch.expm1(2 * log_a)).sqrt()
 
     def rates(self, t: Tensor) -> Triple:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from fewstep.paths import Path
+from fewstep.search.grow import grown
 from fewstep.search.levenberg_marquardt import Minimiser
 from fewstep.search.row_numbers import EndPoints, RowNumbers
 from fewstep.search.starts import Progress, Starts, error, levels_grid, span
@@ -78,7 +79,7 @@ def fit_table(
     if nfe < 1 or not starts or not select:
         raise ValueError(f"a fit needs nfe >= 1 and starts to fit and to select on, got nfe = {nfe}")
     lowest = span(path, clean)[1]
-    pool = [Fit(table, lowest, select) for table in (*initial, *standard_tables(path, nfe, clean))]
+    pool = [Fit(table, lowest, select) for table in (*_grow(initial, nfe), *standard_tables(path, nfe, clean))]
     done, total = 0, sum(min(keep, len(pool)) for keep, _ in rounds)
     for n, (keep, iterations) in enumerate(rounds):
         pool = sorted(pool, key=lambda fit: fit.error)[:keep]
@@ -88,6 +89,12 @@ def fit_table(
             if progress is not None:
                 progress(done, total, min(f.error for f in pool))
     return min(pool, key=lambda fit: fit.error).table
+
+
+def _grow(tables: Sequence[Table], nfe: int) -> list[Table]:
+    return [t for t in tables if t.nfe >= nfe] + [
+        g for t in tables if t.nfe < nfe for g in _grow(grown(t), nfe)
+    ]
 
 
 def standard_tables(path: Path, nfe: int, clean: float | None = None) -> list[Table]:

@@ -71,15 +71,19 @@ class ExponentialAncestral(NoisySolver):
         return ss**2 * (1 - (at * ss / (as_ * st)) ** (2 * self.eta))
 
 
-def downstep(path: Path, t: Tensor, s: Tensor, eta: float) -> Tensor:
+def downstep(path: Path, t: Tensor, s: Tensor, eta: float, last: Tensor | None = None) -> Tensor:
     """The time d cleaner than s from which noise of the posterior's variance leads back to s, elementwise; NaN for s noisier than t.
 
     rho_d^2 = rho_s^2 - min(rho_s, eta rho_s sqrt(1 - (rho_s/rho_t)^2))^2, rho = s/a   (k-diffusion's sigma_down)
+
+    last: d is no cleaner than this time.
     """
+    if eta == 0:
+        return s
     lam_t, lam_s = path.log_snr(t), path.log_snr(s)
     kept = (1 - eta**2 + eta**2 * (2 * (lam_t - lam_s)).exp()).clamp(min=0)  # rho_d^2 / rho_s^2
-    kept = torch.where(kept > 1, torch.nan, kept)
-    return torch.where(kept == 1, s, path.time_of_log_snr(lam_s - kept.log() / 2))
+    d = path.time_of_log_snr(lam_s - torch.where(kept > 1, torch.nan, kept).log() / 2)
+    return d if last is None else torch.where(path.log_snr(d) > path.log_snr(last), last, d)
 
 
 def renoise(path: Path, stage: Stage, d: Tensor, s: Tensor, s_noise: float) -> Stage:

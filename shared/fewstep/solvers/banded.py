@@ -1,4 +1,4 @@
-"""Any solver on a path per band (paths/banded.py): one plan per band, stacked into weights per coordinate. NFE as the solver's."""
+"""Any solver on a path per band (paths/banded.py): one plan per band, stacked. NFE as the solver's."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fewstep.solvers.base import Row, Solver, Stage, Weight
 
 @dataclass(frozen=True)
 class Banded(Solver):
-    """The solver on every band. Its evaluations must lie at times of the grid: inner nodes in lambda differ from band to band."""
+    """The solver on every band. Its evaluations must lie at times of the grid: inner nodes in lambda differ."""
 
     solver: Solver
 

@@ -41,7 +41,7 @@ class BDIA(Solver):
 
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
         (x, e), (x_back, e_back) = data_form(path, t, s), data_form(path, t, past[0])
-        gamma = torch.where(past[0].isnan(), 0.0, self.gamma).to(x)
+        gamma = self.gamma * (~past[0].isnan()).to(x)
         x = x - gamma * x_back.nan_to_num(0.0)
         return (Stage(t, (x, gamma), (e - gamma * e_back.nan_to_num(0.0),)),)
 
@@ -78,8 +78,7 @@ def invert(
             f"a DDIM step out of clean data (t = {grid[-1]:g}) is undefined: end the grid at s > 0 or give `before`"
         )
     states = (x,) if before is None else (before, x)
-    second, first = _run(denoise, states, path, BDIA(1 / solver.gamma), grid.flip(0), y)
-    return first, second
+    return _run(denoise, states, path, BDIA(1 / solver.gamma), grid.flip(0), y)
 
 
 def resume(

@@ -50,5 +50,7 @@ class BridgeStart(SolverWrapper):
     def _bias(self, path: Path) -> float:
         """1 - 1/S_T."""
         if not isinstance(path, SBVE):
-            raise ValueError(f"official=True reproduces the code of SB-VE, not of {type(path).__name__}")
+            raise ValueError(  # noqa: TRY004 (a wrong choice of path, as all solvers report it)
+                f"official=True reproduces the code of SB-VE, not of {type(path).__name__}"
+            )
         return 1 - 1 / math.sqrt(path.s2(torch.tensor(1.0, dtype=torch.float64)).item())

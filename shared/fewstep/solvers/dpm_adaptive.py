@@ -21,9 +21,10 @@ from fewstep.denoiser import Denoise
 from fewstep.paths import Path
 from fewstep.sampling import Callback, Noise, anchored
 from fewstep.sampling import _noise as draw
+from fewstep.solvers.ancestral import downstep
 from fewstep.solvers.base import Half, Row, State, advance, first_order
 from fewstep.solvers.dpm_multistep import Rule
-from fewstep.solvers.dpm_singlestep import bounded_downstep, inner_times, noisy_rows
+from fewstep.solvers.dpm_singlestep import inner_times, noisy_rows
 
 
 class Verdict(NamedTuple):
@@ -151,7 +152,7 @@ class DPMAdaptive:
     def pair(self, path: Path, t: float, s: float, end: float) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
         """Rows of the higher and of the lower order from t to s; all but the last of the lower are the first of the higher."""
         start, stop = _time(t), _time(s)
-        d = bounded_downstep(path, start, stop, self.eta, _time(end))
+        d = downstep(path, start, stop, self.eta, _time(end))
         inner = inner_times(path, start, d, [j / self.k for j in range(1, self.k)])
         higher, lower = (start, *inner, d), (start, *inner[:-1], d)
         high, low = (noisy_rows(path, v, stop, self.uses, self.rule, self.s_noise) for v in (higher, lower))

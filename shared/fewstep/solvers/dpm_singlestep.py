@@ -9,19 +9,19 @@ exponential.py over the step to node i, E_k those of the whole step, D_i = (m_i 
             ... + E_2 D_2                      (midpoint)     or   + E_2 A + E_3 B        (taylor)
             A = (r_2 D_1 - r_1 D_2)/(r_2 - r_1),   B = 2 (D_2 - D_1)/(r_2 - r_1)
 
-The midpoint rule of k = 3 is of third order for r_2 = 2/3, and for inner nodes that tend to it.
+k = 3 is of third order for r_2 = 2/3, or inner nodes that tend to it: node 1 is reached by a first-order step, and only then does its
+estimate have no weight of first order in h, by either rule.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.solvers.ancestral import downstep, renoise
-from fewstep.solvers.base import Half, Row, Solver, Stage, first_order
+from fewstep.solvers.ancestral import renoise
+from fewstep.solvers.base import Half, Row, Solver, Stage
 from fewstep.solvers.dpm_multistep import Rule
 from fewstep.solvers.exponential import Step
 
@@ -71,7 +71,7 @@ class DPMSinglestep(Solver):
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.k
+        return 2 if self.k == 3 and abs(self.fractions[1] - 2 / 3) > 1e-6 else self.k
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -86,14 +86,6 @@ def inner_times(path: Path, t: Tensor, s: Tensor, fractions: Sequence[float] | T
     """The times at fractions of the step t -> s in lambda, elementwise."""
     lam, h = path.log_snr(t), path.log_snr(s) - path.log_snr(t)
     return [path.time_of_log_snr(lam + r * h) for r in fractions]
-
-
-def bounded_downstep(path: Path, t: Tensor, s: Tensor, eta: float, last: Tensor) -> Tensor:
-    """`downstep`, but no cleaner than time `last`."""
-    if not eta:
-        return s
-    d = downstep(path, t, s, eta)
-    return torch.where(path.log_snr(d) > path.log_snr(last), last, d)
 
 
 def noisy_rows(path: Path, times: Sequence[Tensor], s: Tensor, uses: Half, rule: Rule, s_noise: float) -> Iterator[Row]:
@@ -131,76 +123,3 @@ class DPMpp3S(DPMSinglestep):
     """DPM-Solver++(3S)."""
 
     k: int = 3
-
-
-@dataclass(frozen=True)
-class DPMFast(Solver):
-    """DPM-Solver-fast: n evaluations on a grid of n + 1 times, whose inner nodes are times of the grid themselves.
-
-    The steps take k, k, ... times each and fewer at the end: for k = 3 the orders are [3, ..., 3, 2, 1], [3, ..., 3, 1] or
-    [3, ..., 3, 2], for k = 2 [2, ..., 2] or [2, ..., 2, 1]. A step out of a = 0 or into s = 0 is a first-order step of its own and
-    not counted among them, so that a clean time after the grid of the official code is its `denoise_to_zero`.
-
-    Args:
-        k, uses, rule: see `DPMSinglestep`.
-        orders: "fast", the rule above; "fixed": k in every step, n a multiple of k; or the orders themselves.
-        eta, s_noise: run every step to a cleaner time and noise it back, see `Renoised`; never beyond the end of the grid.
-    """
-
-    k: int = 3
-    uses: Half = "eps"
-    rule: Rule = "midpoint"
-    orders: Literal["fast", "fixed"] | tuple[int, ...] = "fast"
-    eta: float = 0.0
-    s_noise: float = 1.0
-
-    @property
-    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the worst n: a last step of order 1, which "fast" takes for two n in three (k = 3), leaves an error of second order."""
-        if self.orders == "fast":
-            return min(self.k, 2)
-        return self.k if self.orders == "fixed" else min(self.orders)
-
-    def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
-        """One step of full order between two times, with the inner nodes of the paper."""
-        return DPMSinglestep(self.k, self.uses, self.rule).stages(path, t, s, past)
-
-    def rows(self, path: Path, grid: Tensor) -> Iterator[Row]:
-        a, _, s = path.schedule(grid)
-        head, tail = int(a[0] == 0), len(grid) - 1 - int(len(grid) > 1 + int(a[0] == 0) and s[-1] == 0)
-        if head:
-            yield first_order(path, grid[0], grid[1])
-        at = head
-        for k in self.split(tail - head):
-            yield from self.step_rows(path, grid[at : at + k + 1], grid[-1])
-            at += k
-        if tail < len(grid) - 1:
-            yield first_order(path, grid[-2], grid[-1])
-
-    def step_rows(self, path: Path, times: Tensor, last: Tensor) -> Iterator[Row]:
-        """The rows of the step over times (t, inner nodes ..., s); no row goes beyond `last`, the end of the grid."""
-        lam, s = path.log_snr(times), times[-1]
-        end = bounded_downstep(path, times[0], s, self.eta, last)
-        if self.eta:
-            inner = inner_times(path, times[0], end, (lam[1:-1] - lam[0]) / (lam[-1] - lam[0]))
-            times = torch.stack([times[0], *inner, end])
-        return noisy_rows(path, tuple(times), s, self.uses, self.rule, self.s_noise)
-
-    def split(self, n: int) -> Sequence[int]:
-        """The orders of steps of n evaluations in all."""
-        if self.orders == "fixed":
-            orders = (self.k,) * (n // self.k)
-        elif self.orders == "fast":
-            orders = fast_orders(self.k, n)
-        else:
-            orders = self.orders
-        if sum(orders) != n or not all(1 <= k <= 3 for k in orders):
-            raise ValueError(f"{type(self).__name__}: steps of orders {list(orders)} do not make up {n} evaluations")
-        return orders
-
-
-def fast_orders(k: int, n: int) -> list[int]:
-    """Orders of the steps of n evaluations (arXiv:2206.00927, appendix D.4)."""
-    if k == 3 and n % 3 == 0 and n > 0:
-        return [3] * (n // 3 - 1) + [2, 1]
-    return [k] * (n // k) + ([n % k] if n % k else [])

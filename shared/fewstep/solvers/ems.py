@@ -36,7 +36,7 @@ class Nodes(NamedTuple):
     """
 
     lam: Tensor
-    l: Tensor  # noqa: E741
+    l: Tensor
     L: Tensor
     S: Tensor
     B: Tensor
@@ -48,7 +48,7 @@ class EMS:
 
     first: float
     last: float
-    l: Statistic  # noqa: E741
+    l: Statistic
     s: Statistic
     b: Statistic
 
@@ -61,7 +61,7 @@ class EMS:
 
     def nodes(self) -> Nodes:
         """Nodes with their integrals."""
-        l, s, b = (torch.as_tensor(v, dtype=torch.float64).cpu() for v in (self.l, self.s, self.b))  # noqa: E741
+        l, s, b = (torch.as_tensor(v, dtype=torch.float64).cpu() for v in (self.l, self.s, self.b))
         lam = torch.linspace(self.first, self.last, len(l), dtype=torch.float64)
 
         def integral(v: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def noise_form(first: float, last: float, n: int) -> EMS:
 class Moments(NamedTuple):
     """At one node, with r = (1 - l)(x0 - z) - x0', so that f' = r - l' z: l, means of f, z, r, and var f, cov(f, z), cov(f, r)."""
 
-    l: Tensor  # noqa: E741
+    l: Tensor
     f: Tensor
     z: Tensor
     r: Tensor
@@ -135,51 +135,68 @@ def estimate_ems(
         raise ValueError(
             f"EMS need nodes >= 2 and times with finite lambda, got {nodes} nodes and lambda {first} at {t_hi}, {last} at {t_lo}"
         )
-    noise, signs = _normal(x0, generator), [_normal(x0, generator).sign() for _ in range(probes or 0)]
+    batches = _batches(x0, y, probes, batch, generator)
+    dims = list(range(x0.ndim)) if per == "node" else [0]
     found = []
     for lam in torch.linspace(first, last, nodes + 1, dtype=torch.float64):
-        t, parts = path.time_of_log_snr(lam), []
-        for i in range(0, len(x0), batch):
-            part = slice(i, i + batch)
-            anchor = None if y is None else y[part]
-            parts.append(
-                _look(denoise, path, t, x0[part], noise[part], anchor, None if probes is None else [v[part] for v in signs])
-            )
-        found.append(_moments(*(torch.cat(v) for v in zip(*parts, strict=True)), per=per))
-    return _regress(first, last, Moments(*(torch.stack(v).cpu() for v in zip(*found, strict=True))), x0.dtype)
+        looks = (_look(denoise, path, path.time_of_log_snr(lam), b) for b in batches)
+        found.append(_moments(Look(*map(torch.cat, zip(*looks, strict=True))), dims))
+    moments = Moments(*(torch.stack(v).cpu() for v in zip(*found, strict=True)))
+    return _regress(first, last, moments, x0.double().square().mean(dims).cpu())
 
 
-def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, dtype=x.dtype, device=device, generator=generator).to(x.device)
+class Batch(NamedTuple):
+    """Samples with their noise, anchor, and the directions v of sum v * (J v), the diagonal of J; each (B, ...)."""
+
+    x0: Tensor
+    eps: Tensor
+    y: Tensor | None
+    directions: tuple[Tensor, ...]
 
 
-Looks = tuple[Tensor, Tensor, Tensor, Tensor]
+def _batches(
+    x0: Tensor, y: Tensor | None, probes: int | None, size: int, generator: torch.Generator | None
+) -> list[Batch]:
+    device = x0.device if generator is None else generator.device
+
+    def normal() -> Tensor:
+        return torch.randn(x0.shape, dtype=x0.dtype, device=device, generator=generator).to(x0.device)
+
+    eps = normal()
+    if probes is None:
+        directions = [v.expand_as(x0) for v in torch.eye(x0[0].numel()).to(x0).reshape(-1, 1, *x0.shape[1:])]
+    else:
+        directions = [normal().sign() / probes**0.5 for _ in range(probes)]
+    parts = [slice(i, i + size) for i in range(0, len(x0), size)]
+    return [Batch(x0[p], eps[p], None if y is None else y[p], tuple(v[p] for v in directions)) for p in parts]
 
 
-def _look(
-    denoise: Denoise, path: Path, t: Tensor, x0: Tensor, eps: Tensor, y: Tensor | None, signs: list[Tensor] | None
-) -> Looks:
-    """(z, x0 estimate, its derivative along the ODE, 1 - a diag dx0/dx) at x_t of these samples, each (B, ...) float64."""
-    times = t.expand(len(x0)).to(x0.device).contiguous()
-    x, c = path.sample(x0, eps, times, y), path.coeffs(times, x0)
+class Look(NamedTuple):
+    """At samples x_t: z, the estimate of x0, its derivative along the ODE, and 1 - a diag dx0/dx; each (B, ...) float64."""
+
+    z: Tensor
+    x0: Tensor
+    moved: Tensor
+    l: Tensor
+
+
+def _look(denoise: Denoise, path: Path, t: Tensor, batch: Batch) -> Look:
+    times = t.expand(len(batch.x0)).to(batch.x0.device).contiguous()
+    x, c = path.sample(batch.x0, batch.eps, times, batch.y), path.coeffs(times, batch.x0)
     estimate = denoise(x, times)
 
     def along(dx: Tensor, dt: Tensor) -> Tensor:
         return directional(lambda x, t: denoise(x, t).x0, (x, times), (dx, dt)).double()
 
     rate = 1 / (c.da / c.a - c.ds / c.s)  # dt/dlambda
-    velocity = path.velocity(estimate.x0, estimate.eps, times, y)
-    moved = along(rate * velocity, rate.flatten().to(times))
-    if signs is None:
-        signs = [v.expand_as(x) for v in torch.eye(x[0].numel()).to(x).reshape(-1, 1, *x.shape[1:])]
-        mean = 1.0
-    else:
-        mean = 1 / len(signs)
-    still, ratio = torch.zeros_like(times), (c.a / c.s).double()
-    diagonal = mean * sum((v * ratio * along(c.s * v, still) for v in signs), torch.zeros_like(x, dtype=torch.float64))
-    z = (x if y is None else x - c.b * y).double() / c.a.double()
-    return z, estimate.x0.double(), moved, 1 - diagonal
+    moved = along(rate * path.velocity(estimate.x0, estimate.eps, times, batch.y), rate.flatten().to(times))
+    # Steps of s v, the scale of the noise, suit the finite difference.
+    diagonal = sum(
+        (v * along(c.s * v, torch.zeros_like(times)) for v in batch.directions),
+        torch.zeros_like(x, dtype=torch.float64),
+    )
+    z = (x if batch.y is None else x - c.b * batch.y).double() / c.a.double()
+    return Look(z, estimate.x0.double(), moved, 1 - diagonal * (c.a / c.s).double())
 
 
 def directional(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> Tensor:
@@ -192,23 +209,34 @@ def directional(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[T
         return (ahead - behind) / (2 * h)
 
 
-def _moments(z: Tensor, x0: Tensor, moved: Tensor, l: Tensor, per: str) -> Moments:  # noqa: E741
-    dims = [0] if per == "coordinate" else list(range(z.ndim))
-    l = l.mean(dims)  # noqa: E741
-    f, r = (1 - l) * z - x0, (1 - l) * (x0 - z) - moved
-    means = [v.mean(dims) for v in (f, z, r)]
-    df, dz, dr = (v - m for v, m in zip((f, z, r), means, strict=True))
+def _moments(look: Look, dims: list[int]) -> Moments:
+    l = look.l.mean(dims)
+    f, r = (1 - l) * look.z - look.x0, (1 - l) * (look.x0 - look.z) - look.moved
+    means = [v.mean(dims) for v in (f, look.z, r)]
+    df, dz, dr = (v - m for v, m in zip((f, look.z, r), means, strict=True))
     return Moments(l, *means, *((df * d).mean(dims) for d in (df, dz, dr)))
 
 
-def _regress(first: float, last: float, m: Moments, dtype: torch.dtype) -> EMS:
-    """s and b from the moments of all nodes. Where f does not vary beyond rounding (one Gaussian), s = 0 and b = E f'."""
-    slope = torch.gradient(m.l, spacing=(last - first) / (len(m.l) - 1), dim=0, edge_order=2)[0]
-    noise = (64 * torch.finfo(dtype).eps) ** 2 * (m.f**2 + ((1 - m.l) * m.z) ** 2)
-    s = torch.where(m.ff > noise, (m.fr - slope * m.fz) / m.ff, 0.0)
+def _regress(first: float, last: float, m: Moments, size: Tensor) -> EMS:
+    """s and b from the moments of all nodes; size: E x0^2.
+
+    Where f hardly varies (any Gaussian data; high noise) the ratio cov(f, f')/var(f) is noise: the floor, a ten-thousandth of the
+    size of the data, lets s vanish there.
+    """
+    slope = _slope(m.l, (last - first) / (len(m.l) - 1))
+    s = (m.fr - slope * m.fz) / (m.ff + 1e-8 * size)
     b = m.r - slope * m.z - s * m.f
     kept = [v if v.ndim > 1 else tuple(v.tolist()) for v in (m.l, s, b)]
     return EMS(first, last, *kept)
+
+
+def _slope(l: Tensor, spacing: float) -> Tensor:
+    """dl/dlambda = l (1 - l) dlogit(l)/dlambda by differences along the nodes, of l itself where an estimate is outside (0, 1).
+
+    On Gaussian data logit(l) = -2 lambda - log var is linear, so this is exact there; differences of l would drown f' at high noise.
+    """
+    rate, plain = (torch.gradient(v, spacing=spacing, dim=0, edge_order=2)[0] for v in (l.logit(), l))
+    return torch.where((l > 0) & (l < 1) & rate.isfinite(), l * (1 - l) * rate, plain)
 
 
 def save_ems(ems: EMS, file: str | os.PathLike[str]) -> None:
@@ -226,7 +254,9 @@ def load_ems(file: str | os.PathLike[str]) -> EMS:
     with safe_open(file, framework="pt") as stored:
         metadata, names = stored.metadata() or {}, set(stored.keys())
         if "ends" not in metadata or names != {"l", "s", "b"}:
-            raise ValueError(f"{os.fspath(file)} holds no EMS: they are tensors l, s, b with metadata `ends`, not {sorted(names)}")
+            raise ValueError(
+                f"{os.fspath(file)} holds no EMS: they are tensors l, s, b with metadata `ends`, not {sorted(names)}"
+            )
         kept = [stored.get_tensor(k) for k in ("l", "s", "b")]
     first, last = json.loads(metadata["ends"])
     return EMS(first, last, *(v if v.ndim > 1 else tuple(v.tolist()) for v in kept))

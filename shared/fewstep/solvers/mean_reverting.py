@@ -24,7 +24,9 @@ class MeanRevertingEuler(EulerMaruyama):
 
     def rates(self, path: Path, t: Tensor) -> Triple:
         if not isinstance(path, MeanReverting):
-            raise ValueError(f"MeanRevertingEuler runs on MeanReverting paths, not on {type(path).__name__}")
+            raise ValueError(  # noqa: TRY004 (a wrong choice of path, as all solvers report it)
+                f"MeanRevertingEuler runs on MeanReverting paths, not on {type(path).__name__}"
+            )
         if not (t.isnan() | (t == t.round())).all():
             raise ValueError(f"MeanRevertingEuler starts its steps at integer indices, not at {t.tolist()}")
         a, _, s = path.schedule(t)

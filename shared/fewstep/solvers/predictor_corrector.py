@@ -33,7 +33,9 @@ class PredictorCorrector(Solver):
 
     def __post_init__(self) -> None:
         if self.predictor.past:
-            raise ValueError(f"a predictor looks at the current step alone, {type(self.predictor).__name__} at earlier ones")
+            raise ValueError(
+                f"a predictor looks at the current step alone, {type(self.predictor).__name__} at earlier ones"
+            )
         if self.corrections < 0 or self.snr < 0:
             raise ValueError(f"snr and corrections are {self.snr} and {self.corrections}; allowed: both >= 0")
 

@@ -111,7 +111,7 @@ class RungeKutta(Solver):
 
     def regular(self, path: Path, t: Tensor, s: Tensor, stages: int) -> Tensor:
         if self.variable == "rho":
-            return super().regular(path, t, s, stages)
+            return super().regular(path, t, s, stages) & (path.schedule(t)[0] != 0)
         used = [*self._times(path, t, s), *([s] if stages > 1 else [])]
         finite = [v.isfinite() for time in used for v in self._slope(path, time)]
         return torch.stack(finite).all(0)

@@ -41,7 +41,7 @@ def newton(moments: Sequence[Tensor], nodes: Sequence[Tensor]) -> list[Tensor]:
 
 def interpolated(moments: Sequence[Tensor], nodes: Sequence[Tensor]) -> list[Tensor]:
     """Weights of the values at `nodes` in sum_k moments[k] c_k, where sum_k c_k r^k passes through them; elementwise."""
-    basis, totals = [torch.ones_like(moments[0])], []  # coefficients of prod_{i < k} (r - r_i); their sums with the moments
+    basis, totals = [torch.ones_like(moments[0])], []  # basis: coefficients of prod_{i < k} (r - r_i)
     for node in nodes:
         totals.append(sum((c * m for c, m in zip(basis, moments, strict=False)), torch.zeros_like(moments[0])))
         basis = [up - node * c for up, c in zip([0.0, *basis], [*basis, 0.0], strict=True)]
@@ -52,14 +52,14 @@ def interpolated(moments: Sequence[Tensor], nodes: Sequence[Tensor]) -> list[Ten
 class UniPC(Solver):
     """UniPC-p; first order where lambda is infinite.
 
-    p: order of the predictor; uses: the form, data or noise; corrector: correct every step but the last.
+    p: order of the predictor; uses: the form, data or noise, given by name; corrector: correct every step but the last.
     b: `bh1`, `bh2` as the official code; `vary` has the exact weights everywhere; `vary_official` has the predictor of `vary` and the
     corrector of the official `vary_coeff`, which drops a row of the system and is of first order for p > 1 (measured).
-    tail: orders min(p, steps left) at the end, as the official `lower_order_final`; this makes two the order of the whole.
+    tail: orders min(p, steps left) at the end, as the official `lower_order_final`; the whole is then of second order.
     """
 
     p: int = 2
-    uses: Half = field(default="x0", kw_only=True)  # the base class names it first, so by position it would come before p
+    uses: Half = field(default="x0", kw_only=True)
     b: Literal["bh1", "bh2", "vary", "vary_official"] = "bh2"
     corrector: bool = True
     tail: bool = True
@@ -72,9 +72,10 @@ class UniPC(Solver):
 
     @property
     def order(self) -> int:
+        """min(p, 2), and one more with the corrector: the first step is of order 1. After a fine start it is p, and one more."""
         if self.b == "vary_official" and self.corrector and self.p > 1:
             return 1
-        return min(self.p + self.corrector, 2 if self.tail else self.p + 1)
+        return min(min(self.p, 2) + self.corrector, 2 if self.tail else 3)
 
     @property
     def past(self) -> int:

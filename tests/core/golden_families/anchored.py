@@ -2,7 +2,6 @@
 
 import torch
 from golden_cases import Case, Checks, Counting, counted, sampled
-from golden_families.paths import params, path_of
 
 from fewstep.denoiser import Denoiser
 from fewstep.estimate import Estimate
@@ -18,6 +17,7 @@ from fewstep.solvers.euler_maruyama import EulerMaruyama
 from fewstep.solvers.mean_at_end import MeanAtEnd
 from fewstep.solvers.mean_reverting import MeanRevertingEuler
 from fewstep.solvers.predictor_corrector import PredictorCorrector
+from golden_families.paths import path_of
 
 
 def recorded(case: Case, sign: float = 1.0):

@@ -2,11 +2,11 @@
 
 import torch
 from golden_cases import Case, Checks, counted
+
+from fewstep.flow_map import sample_jumps
 from golden_families.anchored import recorded
 from golden_families.paths import path_of
 from golden_families.starts import start
-
-from fewstep.flow_map import sample_jumps
 
 # The official code jumps no lower than this, the sigma_min of its networks.
 RHO_MIN = 0.002

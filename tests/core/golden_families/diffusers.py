@@ -1,6 +1,7 @@
 """Family diffusers: schedulers rebuilt from their configuration alone."""
 
 import re
+from dataclasses import replace
 
 import torch
 from golden_cases import Case, counted
@@ -9,9 +10,11 @@ from fewstep.estimate import Estimate
 from fewstep.guidance.thresholding import Thresholded
 from fewstep.integrations.diffusers_config import read
 from fewstep.integrations.diffusers_labels import Labelled
-from fewstep.paths import VP, EDM, RectifiedFlow
-from fewstep.paths.base import Coeffs
+from fewstep.integrations.diffusers_scheduler import FewstepScheduler
+from fewstep.integrations.diffusers_solvers import StridedDDIM, TCDSampling
+from fewstep.paths import EDM, Coeffs
 from fewstep.sampling import sample
+from fewstep.solvers import Ancestral
 
 
 def at_level(space, level):
@@ -26,38 +29,10 @@ def at_level(space, level):
     }[space]()
 
 
-class Recorded:
-    """The exact model at the listed levels, seen as the network of the scheduler's prediction: each call takes the next level."""
-
-    def __init__(self, case, reading):
-        self.case, self.reading, self.calls, self.seen = case, reading, 0, []
-
-    def scale(self, t):
-        """What diffusers' state is of ours."""
-        a = self.reading.path.schedule(torch.tensor(t, dtype=torch.float64))[0]
-        return 1 / a if self.reading.scale == "edm" else torch.ones_like(a)
-
-    def output(self, x, t):
-        """(network output, its prediction) for our state x at time t."""
-        space = self.case["space"]
-        a, s = at_level(space, self.case.array("levels")[self.calls])
-        world = self.case.mixture(self.case["mixture"], Still(a.item(), s.item()))
-        estimate = world(x * self.scale(t), 0.5)
-        self.calls += 1
-        self.seen.append(t)
-        inner = self.reading.prediction
-        inner = inner.inner if isinstance(inner, Labelled) else inner
-        if self.reading.scale == "edm":  # v is that of the variance-preserving process
-            a, s = at_level("vp", s)
-        one = torch.ones(1, 1, dtype=torch.float64)
-        zero = 0 * one
-        rates = (-one, zero, one)  # of a rectified flow; other predictions do not look
-        return inner.target(estimate.x0, estimate.eps, Coeffs(a * one, zero, s * one, *rates))
-
-    def __call__(self, x, t):
-        out, c = self.output(x, t), self.reading.path.coeffs(torch.tensor([t], dtype=torch.float64), x)
-        k = self.reading.prediction.affine(c)
-        return Estimate(k.x0_x * x + k.x0_out * out, k.eps_x * x + k.eps_out * out)
+def level_of(space, path, times):
+    """The levels of times, as the space lists them."""
+    a, _, s = path.schedule(torch.as_tensor(times, dtype=torch.float64))
+    return a**2 if space == "vpidx" else s if space == "fm" else s / a
 
 
 class Still(EDM):
@@ -71,6 +46,38 @@ class Still(EDM):
         return torch.full_like(t, a), torch.zeros_like(t), torch.full_like(t, s)
 
 
+class Recorded:
+    """The exact model at the listed levels, as the network of the scheduler's prediction: each call takes the next level."""
+
+    def __init__(self, case, reading):
+        self.case, self.reading, self.calls = case, reading, 0
+
+    def scale(self, t):
+        """What diffusers' state at time t is of ours."""
+        a = self.reading.path.schedule(torch.tensor(t, dtype=torch.float64))[0]
+        return 1 / a if self.reading.scale == "edm" else torch.ones_like(a)
+
+    def output(self, x, t):
+        """The network's output for our state x at time t."""
+        a, s = at_level(self.case["space"], self.case.array("levels")[self.calls])
+        self.calls += 1
+        estimate = self.case.mixture(self.case["mixture"], Still(a.item(), s.item()))(x * self.scale(t), 0.5)
+        if self.reading.scale == "edm":  # v is that of the variance-preserving process
+            a, s = at_level("vp", s)
+        one = torch.ones(1, 1, dtype=torch.float64)
+        # The rates are those of a rectified flow, whose velocity is the only prediction that looks at them.
+        c = Coeffs(a * one, 0 * one, s * one, -one, 0 * one, one)
+        prediction = self.reading.prediction
+        return (prediction.inner if isinstance(prediction, Labelled) else prediction).target(
+            estimate.x0, estimate.eps, c
+        )
+
+    def __call__(self, x, t):
+        out, c = self.output(x, t), self.reading.path.coeffs(torch.tensor([t], dtype=torch.float64), x)
+        k = self.reading.prediction.affine(c)
+        return Estimate(k.x0_x * x + k.x0_out * out, k.eps_x * x + k.eps_out * out)
+
+
 def noises(case):
     """Recorded noise, one array per stochastic step, as a function of the row; None where there is none."""
     if "noise" not in case:
@@ -79,28 +86,57 @@ def noises(case):
     return lambda row: next(rest)
 
 
+def reading_of(case):
+    """The configuration as read; `eta` of DDIM and TCD is an argument of their step."""
+    found = read({"_class_name": case["function"], **case["config"]})
+    eta = (case.get("step_kwargs") or case.get("sample_kwargs") or {}).get("eta")
+    if eta is None:
+        return found
+    return replace(
+        found, solver=TCDSampling(eta) if isinstance(found.solver, TCDSampling) else StridedDDIM(Ancestral(eta))
+    )
+
+
 def diffusers(case: Case):
-    reading = read({"_class_name": case["function"], **case["config"]})
-    times = reading.times(**to_times(case["set_timesteps"]))
-    start_at = times[:1]
-    a, _, s = reading.path.schedule(start_at)
-    init = s.item() if reading.init_noise_sigma is None else reading.init_noise_sigma
-    unit = 1 / a.item() if reading.scale == "edm" else 1.0  # their state over ours
-    x_init = case.array(re.search(r"x_init/\w+", case["x_init"]).group())
-    given = re.search(r"\(([\d.e+-]+)\)", case.get("init", ""))
-    if given:
-        yield "init_noise_sigma", torch.tensor(init * unit), torch.tensor(float(given.group(1)), dtype=torch.float64)
-    x = x_init * (float(given.group(1)) / unit if given else init)
-    model = Recorded(case, reading)
+    reading = reading_of(case)
+    given = {("n" if k == "num_inference_steps" else k): v for k, v in case["set_timesteps"].items()}
+    times, model = reading.times(**given), Recorded(case, reading)
+    first = times[0].item()
+    start = reading.path.schedule(times[0])[2].item() if reading.init_noise_sigma is None else reading.init_noise_sigma
+    x = case.array(re.search(r"x_init/\w+", case["x_init"]).group())
+    stated = re.search(r"\(([\d.e+-]+)\)", case.get("init", ""))
+    if stated:
+        sigma = torch.tensor(float(stated.group(1)), dtype=torch.float64)
+        yield "init_noise_sigma", start * model.scale(first), sigma
+    x = x * (start if stated else 1 / model.scale(first))
     denoise = model if reading.clip is None else Thresholded(model, reading.clip, reading.path)
     end = sample(denoise, x, reading.path, reading.solver, times, generator=noises(case))
     yield "out", end * model.scale(times[-1].item()), case.array("out")
     yield counted(case, model.calls)
+    if "noise" not in case:
+        yield from stepped(case, reading, x)
 
 
-def to_times(arguments):
-    """`set_timesteps` arguments as those of `Sampling.times`."""
-    return {("n" if k == "num_inference_steps" else k): v for k, v in arguments.items()}
+def stepped(case, reading, x):
+    """The same through the scheduler, call by call: labels, levels where steps begin, and the states."""
+    scheduler, model = (
+        FewstepScheduler.from_diffusers({"_class_name": case["function"], **case["config"]}),
+        Recorded(case, reading),
+    )
+    scheduler.set_timesteps(**case["set_timesteps"])
+    calls, labels, official = scheduler.calls, scheduler.timesteps.double(), case.array("timesteps")
+    # Labels that are rounded or cut to integers may fall on either side; others are float32.
+    rounded = isinstance(reading.prediction, Labelled) and reading.prediction.rounding != "none"
+    close = (labels - official).abs() <= (1.0 if rounded else 0.01)
+    yield "timesteps", torch.where(close, official, labels), official
+    begins, at = list(calls.starts), [call.row.t for call in calls.calls]
+    yield "levels", level_of(case["space"], reading.path, at)[begins], case.array("levels")[begins]
+    if "traj" not in case:
+        return
+    ends = [*at[1:], scheduler.times[-1].item()]
+    for k, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(model.output(x, at[k]), t, x, return_dict=False)[0]
+        yield f"traj[{k + 1}]", x * model.scale(ends[k]), case.array("traj")[k + 1]
 
 
 FAMILIES = {"diffusers": diffusers}

@@ -2,17 +2,18 @@
 
 import torch
 from golden_cases import Counting, counted
-from golden_families.paths import path_of
-from golden_families.starts import start
 
+from fewstep.grids.fast import fast_orders
 from fewstep.guidance.cfg import Guided
 from fewstep.guidance.thresholding import DynamicThreshold, Thresholded
 from fewstep.paths.tabulated import DiscreteVP
 from fewstep.sampling import Callback, sample
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.dpm_adaptive import DPMAdaptive
+from fewstep.solvers.dpm_fast import DPMFast
 from fewstep.solvers.dpm_multistep import DPMMultistep
-from fewstep.solvers.dpm_singlestep import DPMFast, fast_orders
+from golden_families.paths import path_of
+from golden_families.starts import start
 
 
 class Trajectory(Callback):
@@ -45,7 +46,8 @@ def singlestep_grid(path, skip, hi, lo, n, orders):
     else:
         outer = nodes(path, skip, hi, lo, n)[torch.tensor([0, *orders]).cumsum(0)]
     pieces = [
-        nodes(path, skip, *ends, k)[:-1] for *ends, k in zip(outer[:-1].tolist(), outer[1:].tolist(), orders, strict=True)
+        nodes(path, skip, *ends, k)[:-1]
+        for *ends, k in zip(outer[:-1].tolist(), outer[1:].tolist(), orders, strict=True)
     ]
     return torch.cat([*pieces, outer[-1:]])
 

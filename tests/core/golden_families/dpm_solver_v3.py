@@ -1,13 +1,12 @@
 """Family dpm_solver_v3: statistics per coordinate at nodes even in lambda; `timesteps` are the times snapped to them."""
 
-from golden_cases import sampled
-from golden_families.starts import start
-from golden_families.unipc import path_of, times
-
 import torch
+from golden_cases import sampled
 
 from fewstep.solvers.dpm_v3 import DPMSolverV3
 from fewstep.solvers.ems import EMS, data_form
+from golden_families.starts import start
+from golden_families.unipc import path_of, times
 
 
 def statistics(case, path, ends):

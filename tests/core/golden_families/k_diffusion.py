@@ -1,21 +1,22 @@
 """Family k_diffusion: the samplers of k_diffusion/sampling.py on given sigmas."""
 
 from golden_cases import Counting, counted, sampled
-from golden_families.dpm_solver import singlestep_grid
-from golden_families.starts import start
 
+from fewstep.grids.fast import fast_orders
 from fewstep.paths.edm import EDM
 from fewstep.solvers.ancestral import Renoised
 from fewstep.solvers.churn import Churn
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.dpm_adaptive import DPMAdaptive, PIDControl
+from fewstep.solvers.dpm_fast import DPMFast
 from fewstep.solvers.dpm_sde import DPMpp2MSDE, DPMpp3MSDE
-from fewstep.solvers.dpm_singlestep import DPMFast, fast_orders
 from fewstep.solvers.dpmpp_2m import DPMpp2M
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.kdpm2 import KDPM2, KDPM2Ancestral
 from fewstep.solvers.lms import LMS
 from fewstep.solvers.singlestep_sde import DPMpp2SAncestral, DPMppSDE
+from golden_families.dpm_solver import singlestep_grid
+from golden_families.starts import start
 
 # Times are sigmas; the official samplers know no largest one.
 PATH = EDM(sigma_max=1e9)

@@ -118,7 +118,8 @@ def path_of(case) -> Path:
 
 
 def regularised(a, b, s, total, note):
-    """SB-VE's coefficients as the official code has them: S_T^2 - S^2 grows by eps and denominators by eps, 1e-4 in s at t = 1."""
+    """SB-VE's coefficients as the official code has them: S_T^2 - S^2 grows by eps and denominators by eps, 1e-4 in s
+    at t = 1."""
     eps = float((re.search(r"eps=([\d.e-]+)", note) or (0, "0"))[1])
     s = (total * (s**2 + eps * b)).sqrt() / (total.sqrt() + eps)
     return (total * a + eps) / (total + eps), total * b / (total + eps) / (1 + eps), s
@@ -132,7 +133,7 @@ def path_table(case):
     a, b, s = path.schedule(t)
     if isinstance(path, SBVE):
         a, b, s = regularised(a, b, s, path.s2(torch.ones_like(t)), case.get("note", ""))
-    ours = {"a": a, "b": b, "s": s}
+    ours = {"a": a, "b": b, "s": s, "lambda": path.log_snr(t)}
     if isinstance(path, OUVE):
         ours["g"] = path.diffusion(t)
     if isinstance(path, MeanReverting):

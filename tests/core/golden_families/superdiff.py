@@ -40,11 +40,12 @@ def superposition(case):
     steps = kwargs.get("performed_steps", kwargs["n"] - 1)
     grid = 1 - torch.arange(steps + 1, dtype=torch.float64) / kwargs["n"]
     mixing = And() if kwargs["mode"] == "AND" else Or(kwargs.get("T", 1.0), (kwargs.get("l", 0.0), 0.0))
-    noise = case.array("noise")
-    done = superdiff(models, start(case), path, grid, mixing, lambda n: noise[n])
+    noise, x = case.array("noise"), start(case)
+    assert x is not None
+    done = superdiff(models, x, path, grid, mixing, lambda n: noise[n])
     yield "out", done.x, case.array("out")
     yield "kappa of model 1", done.kappa[:, 0], case.array("kappa")
-    # The notebook adds D f dt to each of the D coordinates before it sums them: the constant D f dt, which all models share, D times.
+    # The notebook adds D f dt to each of the D coordinates before it sums them: D times the constant all models share.
     d, f = done.x.shape[1], sum(sde(path, t.item()).f / kwargs["n"] for t in grid[:-1])
     yield "log densities", done.log_q + (d - 1) * d * f, case.array("ll")
     yield counted(case, sum(model.calls for model in models))

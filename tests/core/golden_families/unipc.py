@@ -2,22 +2,20 @@
 
 import torch
 from golden_cases import Counting, counted
-from golden_families.starts import start
 
 from fewstep.paths import EDM, VP, Cosine
 from fewstep.paths.betas import CosineBetas, LinearBetas, ScaledLinearBetas
 from fewstep.paths.tabulated import DiscreteVP
 from fewstep.sampling import sample
 from fewstep.solvers.unipc import UniPC
+from golden_families.starts import start
 
 
 def betas_of(given):
     n = given.get("n", 1000)
     if given["kind"] == "cosine_improved_ddpm":
         return CosineBetas(n, given.get("s", 0.008), given.get("max_beta", 0.999))
-    return {"linspace": LinearBetas, "scaled_linear": ScaledLinearBetas}[given["kind"]](
-        n, given["start"], given["end"]
-    )
+    return {"linspace": LinearBetas, "scaled_linear": ScaledLinearBetas}[given["kind"]](n, given["start"], given["end"])
 
 
 def path_of(case):
@@ -49,7 +47,11 @@ def unipc(case):
     given, chosen = case["sample_kwargs"], case.get("solver") or {}
     path = path_of(case)
     grid = times(
-        path, given.get("skip_type", "time_uniform"), given["steps"], given.get("t_start", path.t_max), given.get("t_end", 1e-3)
+        path,
+        given.get("skip_type", "time_uniform"),
+        given["steps"],
+        given.get("t_start", path.t_max),
+        given.get("t_end", 1e-3),
     )
     solver = UniPC(
         p=given.get("order", 2),

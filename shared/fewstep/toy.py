@@ -43,7 +43,9 @@ class Mixture:
         xc = x if self.y is None else x - b * self.y
         z = self._to_axes(xc[:, None] - a[..., None] * self.means)
         v = a[..., None] ** 2 * self.ev + s[..., None] ** 2
-        log_joint = self.weights.log() - 0.5 * (z**2 / v + v.log() + math.log(2 * math.pi)).sum(-1)
+        certain = v == 0  # at the start of a bridge, a = s = 0, the state says nothing about x0
+        square = torch.where(certain, 0.0, z**2 / v + v.log() + math.log(2 * math.pi))
+        log_joint = self.weights.log() - 0.5 * square.sum(-1)
         return a, s, xc, z, v, log_joint
 
     def _to_axes(self, v: Tensor) -> Tensor:
@@ -58,8 +60,8 @@ class Mixture:
         """The exact (E[x0|x_t], E[eps|x_t]) at times t, a float or (B,)."""
         a, s, _, z, v, log_joint = self._parts(x, t)
         r = log_joint.softmax(1)[..., None]
-        x0 = (r * (self.means + self._from_axes(a[..., None] * self.ev / v * z))).sum(1)
-        eps = (r * self._from_axes(s[..., None] / v * z)).sum(1)
+        x0 = (r * (self.means + self._from_axes(_divided(a[..., None] * self.ev, v) * z))).sum(1)
+        eps = (r * self._from_axes(_divided(s[..., None], v) * z)).sum(1)
         return Estimate(x0, eps)
 
     def score(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -93,6 +95,11 @@ class Mixture:
         z = self._to_axes((x - bt * y - at * mu)[:, None])
         ratio = ((as_**2 * ev + ss**2) / (at**2 * ev + st**2)).sqrt()
         return bs * y + as_ * mu + self._from_axes(z * ratio[:, None])[:, 0]
+
+
+def _divided(k: Tensor, v: Tensor) -> Tensor:
+    """k / v, 0 where v = 0."""
+    return torch.where(v == 0, 0.0, k / v)
 
 
 def ring(path: Path, modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:

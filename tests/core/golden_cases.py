@@ -19,12 +19,12 @@ import torch
 
 sys.path.insert(0, str(FilePath(__file__).parent))
 
-import golden_families  # noqa: E402
+import golden_families
 
-from fewstep.paths import Path  # noqa: E402
-from fewstep.sampling import sample  # noqa: E402
-from fewstep.solvers import Solver  # noqa: E402
-from fewstep.toy import Mixture  # noqa: E402
+from fewstep.paths import Path
+from fewstep.sampling import sample
+from fewstep.solvers import Solver
+from fewstep.toy import Mixture
 
 # What a family yields: (what, ours, official).
 Checks = Iterator[tuple[str, torch.Tensor, torch.Tensor]]
@@ -122,7 +122,7 @@ def run(file: FilePath, only: str | None = None) -> int:
             continue
         try:
             worst = error(case)
-        except Exception as err:  # a case that cannot be mapped is a failure of its family, with its reason
+        except Exception as err:  # noqa: BLE001  a case that cannot be mapped is a failure of its family, with its reason
             worst = float("inf")
             print(f"{case['id']}: {type(err).__name__}: {' '.join(str(err).split())}", file=sys.stderr)
         if worst > 1:

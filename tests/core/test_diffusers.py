@@ -6,6 +6,8 @@ diffusers takes seconds to import, so it is imported where it is used.
 import inspect
 import json
 import math
+import re
+from pathlib import Path as FilePath
 
 import pytest
 import torch
@@ -539,6 +541,13 @@ def test_settings_of_the_replaced_scheduler_stay_where_pipelines_look(diffusers)
     assert (config.base_shift, config.num_train_timesteps, config.get("max_shift")) == (0.6, 1000, 1.15)
 
 
+def test_a_scheduler_of_ours_takes_another_solver(diffusers):
+    first = from_diffusers({"_class_name": "DDPMScheduler", "clip_sample": False}, DPMpp2M())
+    second = from_diffusers(first, grid=IndexSpacing("trailing"))
+    assert (second.solver, second.grid) == (DPMpp2M(), IndexSpacing("trailing"))
+    assert (second.path, second.clip, second.config["clip_sample"]) == (first.path, None, False)
+
+
 def test_flow_pipelines_even_sigmas_mean_a_number_of_steps_to_other_grids(diffusers):
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler, own = from_diffusers(flow, grid=Uniform()), from_diffusers(flow)
@@ -588,9 +597,10 @@ def unet(diffusers, **more):
     ).eval()
 
 
-def conditional_unet(diffusers):
+def conditional_unet(diffusers, **more):
     torch.manual_seed(0)
     return diffusers.UNet2DConditionModel(
+        **more,
         sample_size=8,
         layers_per_block=1,
         block_out_channels=(8, 16),
@@ -803,6 +813,21 @@ def test_a_flux_network_is_told_the_time_in_thousandths(diffusers):
     torch.testing.assert_close(estimate.x0, x - t[:, None, None] * expected, rtol=1e-4, atol=1e-5)
 
 
+def test_conditions_without_an_argument_are_added_conditions(diffusers):
+    """As SDXL wants its pooled text and sizes, which so can be guided like any other condition."""
+    torch.manual_seed(0)
+    sizes = {"projection_class_embeddings_input_dim": 10 + 6 * 8, "addition_time_embed_dim": 8}
+    more = {"addition_embed_type": "text_time", **sizes}
+    model = conditional_unet(diffusers, **more)
+    cond = {**prompts(1), "text_embeds": noise((2, 10)), "time_ids": torch.full((2, 6), 8.0)}
+    x, t = noise((2, 4, 8, 8)), torch.tensor([10.0, 700.0])
+    with torch.no_grad():
+        out = Denoiser.from_diffusers(model, diffusers.DDPMScheduler()).raw(x, t, cond)
+        added = {k: cond[k] for k in ("text_embeds", "time_ids")}
+        expected = model(x, t, cond["encoder_hidden_states"], added_cond_kwargs=added, return_dict=False)[0]
+    assert torch.equal(out, expected)
+
+
 def test_a_video_network_is_a_denoiser_too(diffusers):
     torch.manual_seed(0)
     model = diffusers.WanTransformer3DModel(
@@ -851,6 +876,18 @@ def test_networks_that_do_not_fit_are_refused(diffusers):
         Denoiser.from_diffusers(unet(diffusers))
     with pytest.raises(ValueError, match="no unet or transformer"):
         Denoiser.from_diffusers(object(), scheduler)
+
+
+def test_the_snippets_of_the_docs_run(diffusers, tmp_path, monkeypatch):
+    page = FilePath(__file__).parents[2] / "docs/diffusers.md"
+    snippets = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet in snippets:  # each may use the names of those before it
+        exec(snippet, names)  # noqa: S102
+    assert len(snippets) == 4
+    for name, shape in (("images", (2, 3, 16, 16)), ("x", (2, 3, 16, 16)), ("latents", (2, 4, 8, 8))):
+        assert names[name].shape == shape and names[name].isfinite().all()
 
 
 # --- pipelines that need transformers -----------------------------------------------------------------------------

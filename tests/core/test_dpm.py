@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from golden_cases import Golden, error
+from golden_cases import Golden
+from golden_families import dpm_solver, k_diffusion
 from worlds import GOLDEN, correlated, golden_ids, normal, over, uniform
 
 from fewstep.artifacts import build, describe
@@ -255,11 +256,11 @@ def fine_reference(name):
     return world, x, sample(world, x, path, DPMSinglestep(3, "x0", "taylor"), even(path, hi, lo, 800))
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", ["vp", "rf"])
 @pytest.mark.parametrize("solver", over({k: v for k, v in DETERMINISTIC.items() if not k.startswith("fast")}))
 def test_order_on_a_mixture_is_the_declared_one(solver, name):
     world, x, exact = fine_reference(name)
-    check_order(solver, slope(solver, world, x, *ENDS[name], exact, 100))
+    check_order(solver, slope(solver, world, x, *ENDS[name], exact, 80))
 
 
 def test_the_exact_second_difference_is_what_makes_3m_third_order():
@@ -470,19 +471,17 @@ def test_noise_backwards_is_refused():
 # --- few steps, singular ends, evaluations -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("path", over(SINGULAR))
 @pytest.mark.parametrize("solver", over(EVERY))
-def test_one_to_four_steps_from_end_to_end_are_finite(solver, path, n):
-    world, grid = correlated(path), Uniform()(path, n)
-    counting = Counting(world)
-    out = sample(counting, path.start(normal(5, 3)), path, solver, grid, generator=seeded())
-    assert out.isfinite().all()
-    evaluated = [row.t for row in solver.plan(path, grid)]
-    assert counting.times == evaluated
-    if isinstance(solver, DPMFast):
-        assert len(evaluated) == n
-        assert solver.eta or evaluated == grid[:-1].tolist()  # one evaluation per time, whatever is singular
+def test_one_to_four_steps_from_end_to_end_are_finite(solver, path):
+    for n in (1, 2, 3, 4):
+        counting, grid = Counting(Bimodal(path)), Uniform()(path, n)
+        out = sample(counting, path.start(normal(5, 3)), path, solver, grid, generator=seeded())
+        assert out.isfinite().all()
+        assert counting.times == [row.t for row in solver.plan(path, grid)]
+        if isinstance(solver, DPMFast):
+            assert len(counting.times) == n
+            assert solver.eta or counting.times == grid[:-1].tolist()  # one evaluation per time, whatever is singular
 
 
 @pytest.mark.parametrize("path", over(SINGULAR))
@@ -634,7 +633,7 @@ ADAPTIVE = {
 
 
 # The paper's control compares with the size of the state and lets the step grow at will: for paths of bounded size.
-TOLERANT = [(k, n) for k, v in ADAPTIVE.items() for n in ENDS if n != "edm" or isinstance(v.control, PIDControl)]
+TOLERANT = [(k, n) for k, v in ADAPTIVE.items() for n in ("vp", "edm", "rf") if n != "edm" or isinstance(v.control, PIDControl)]
 
 
 @pytest.mark.parametrize(("solver", "name"), [pytest.param(ADAPTIVE[k], n, id=f"{k}-{n}") for k, n in TOLERANT])
@@ -790,15 +789,13 @@ def test_thresholding_wraps_guidance():
 # --- official numbers ----------------------------------------------------------------------------------------------
 
 
-@cache
-def cases():
-    return {case["id"]: case for case in Golden(GOLDEN / "solvers_dev.json").cases()}
-
-
 @pytest.mark.parametrize("family", ["dpm_solver", "dpm_solver_cfg", "k_diffusion"])
 def test_official_samplers_are_reproduced(family):
-    ids = golden_ids(family)
-    if not ids:
+    if not golden_ids(family):
         pytest.skip(f"no golden vectors at {GOLDEN}")
-    worst = {i: error(cases()[i]) for i in ids}
-    assert {i: e for i, e in worst.items() if not e <= 1} == {}
+    for case in Golden(GOLDEN / "solvers_dev.json").cases():
+        if case["family"] == family:
+            for what, ours, official in (dpm_solver.FAMILIES | k_diffusion.FAMILIES)[family](case):
+                torch.testing.assert_close(
+                    ours, official, rtol=case["rtol"], atol=case["atol"], msg=lambda m: f"{case['id']} {what}: {m}"
+                )

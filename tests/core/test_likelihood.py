@@ -56,14 +56,14 @@ def test_the_likelihood_of_a_mixture_is_its_density(path, grid):
 
 @OVER_PATHS
 def test_densities_follow_the_flow_both_ways(path, grid):
-    world, times = correlated(path), grid(48)
+    world, times = correlated(path), grid(32)
     start, end = times[0].item(), times[-1].item()
     x = state(world, start)
     there, change = flow_density(world, x, path, times)
-    close(change, world.log_density(there, end) - world.log_density(x, start), tol=2e-5)
+    close(change, world.log_density(there, end) - world.log_density(x, start), tol=1e-4)
     back = flow_density(world, there, path, times.flip(0))
-    close(back.x, x, tol=1e-4)
-    close(back.change, -change, tol=1e-4)
+    close(back.x, x, tol=3e-4)
+    close(back.change, -change, tol=3e-4)
 
 
 @OVER_PATHS
@@ -79,7 +79,7 @@ def test_the_flow_is_of_fourth_order(path, grid):
         density = world.log_density(exact, end) - world.log_density(x, start)
         return (there - exact).abs().max().item(), (change - density).abs().max().item()
 
-    for coarse, fine in zip(errors(24), errors(48), strict=True):
+    for coarse, fine in zip(errors(16), errors(32), strict=True):
         assert math.log2(coarse / fine) > 3.7
 
 
@@ -95,7 +95,7 @@ def test_an_anchor_is_part_of_the_flow():
     from fewstep.paths.ouve import OUVE
 
     path, y = OUVE(), normal(5, DIM, seed=9)
-    world, times = correlated(path, y), torch.linspace(1, 0.3, 65, dtype=torch.float64)
+    world, times = correlated(path, y), torch.linspace(1, 0.3, 33, dtype=torch.float64)
     x = state(world, 0.3)
     ours = log_likelihood(world, x, path, times, prior=lambda z: world.log_density(z, 1.0), y=y)
     close(ours, world.log_density(x, 0.3), tol=1e-5)

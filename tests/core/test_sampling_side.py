@@ -191,7 +191,7 @@ def test_per_sample_grids_name_what_they_refuse():
 
 # --- Gibbs chains ----------------------------------------------------------------------------------------------
 
-LEVELS = torch.logspace(math.log10(0.05), math.log10(5.0), 25, dtype=torch.float64)
+LEVELS = torch.logspace(math.log10(0.05), math.log10(5.0), 17, dtype=torch.float64)
 
 
 def exact_level(world, levels=LEVELS, mode=False):
@@ -226,7 +226,7 @@ def test_gibbs_chains_keep_the_joint_distribution_of_state_and_level():
 
 def test_gibbs_chains_forget_where_they_began():
     """From noise at the highest level alone, the levels spread to their prior: the chain walks through noise levels."""
-    world, n = gaussian(EDM(), 0.7, 0.4), 4000
+    world, n = gaussian(EDM(), 0.7, 0.4), 2000
     start = Chain(5.0 * normal(n, 1), torch.full((n,), 5.0, dtype=torch.float64))
     chain, best = gibbs(world, start, EDM(), exact_level(world), 1, 0.3, generator=seeded(1))
     assert (best.sigma == chain.sigma).all()
@@ -243,7 +243,7 @@ def test_gibbs_chains_forget_where_they_began():
 def test_any_solver_continues_from_the_smallest_sigma(solver):
     """Ten sweeps and five steps: samples of a ring of modes."""
     path = EDM()
-    world, n = ring(path, 8, 2.0, 0.1), 512
+    world, n = ring(path, 8, 2.0, 0.1), 256
     chain = Chain(5.0 * normal(n, 2), torch.full((n,), 5.0, dtype=torch.float64))
     chain, _ = gibbs(world, chain, path, exact_level(world), 40, 0.3, generator=seeded(5))
     _, best = gibbs(world, chain, path, exact_level(world), 10, 0.3, generator=seeded(6))

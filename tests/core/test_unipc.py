@@ -98,9 +98,7 @@ def test_the_folded_rows_are_the_predictor_and_corrector_of_the_paper(uses, p, b
     path, n = VP(), 6
     world, x, grid = correlated(path), normal(4, 3), Uniform(end=1e-3)(path, n)
     ours = sample(world, x, path, UniPC(p, uses=uses, b=b, corrector=corrector, tail=tail), grid)
-    torch.testing.assert_close(
-        ours, algorithm(world, x, path, grid, p, uses, b, corrector, tail), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(ours, algorithm(world, x, path, grid, p, uses, b, corrector, tail), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("case_id", golden_ids("unipc"))
@@ -189,7 +187,12 @@ def test_paths_with_the_same_log_snr_grid_have_the_same_data(solver):
 @pytest.mark.parametrize("solver", [UniPC(3), UniPC(2, uses="eps")], ids=str)
 def test_shifting_the_anchor_shifts_the_end_by_its_weight(solver):
     path = ResidualShift()
-    grid, x, y, c = torch.linspace(14, 2, 6, dtype=torch.float64), normal(6, 3), normal(6, 3, seed=1), normal(6, 3, seed=2)
+    grid, x, y, c = (
+        torch.linspace(14, 2, 6, dtype=torch.float64),
+        normal(6, 3),
+        normal(6, 3, seed=1),
+        normal(6, 3, seed=2),
+    )
     b = path.schedule(grid)[1]
     still = sample(correlated(path, y), x, path, solver, grid, y)
     moved = sample(correlated(path, y + c), x + b[0] * c, path, solver, grid, y + c)
@@ -224,16 +227,18 @@ MEASURED = [
 @EACH_PATH
 @pytest.mark.parametrize("solver", MEASURED, ids=str)
 def test_halving_the_step_shows_the_declared_order(solver, path, hi, lo):
-    assert slope(solver, path, hi, lo, (128, 256)) == pytest.approx(solver.order, abs=0.25)
+    assert slope(solver, path, hi, lo, (64, 128)) == pytest.approx(solver.order, abs=0.25)
 
 
 @EACH_PATH
 @pytest.mark.parametrize(("solver", "order"), [(UniPC(3, tail=False), 4), (UniPC(3, corrector=False, tail=False), 3)])
 def test_after_a_fine_start_the_order_is_p_and_one_more_with_the_corrector(solver, order, path, hi, lo):
-    assert slope(solver, path, hi, lo, (64, 128), grade=2.5, std=0.6) == pytest.approx(order, abs=0.35)
+    assert slope(solver, path, hi, lo, (64, 128), grade=2.5, std=0.4 if path.anchored else 1.8) == pytest.approx(
+        order, abs=0.35
+    )
 
 
-@EACH_PATH
+@pytest.mark.parametrize(("path", "hi", "lo"), [INSIDE["vp"], INSIDE["resshift"]], ids=["vp", "resshift"])
 @pytest.mark.parametrize("solver", [UniPC(2), UniPC(3), UniPC(3, tail=False), UniPC(4, tail=False)], ids=str)
 def test_the_declared_order_is_reached_from_a_cold_start_and_with_a_tail(solver, path, hi, lo):
     world, x, y = gaussian_start(path, hi)
@@ -245,11 +250,12 @@ def test_the_declared_order_is_reached_from_a_cold_start_and_with_a_tail(solver,
 
 # --- few steps, singular ends, evaluations ---------------------------------------------------------------------
 
-EVERY = [UniPC(p, uses=uses, b=b) for p in (1, 2, 3) for uses in ("x0", "eps") for b in ("bh1", "bh2")]
-EVERY += [UniPC(3, b="vary"), UniPC(3, b="vary_official"), UniPC(3, corrector=False), UniPC(4, tail=False)]
+EVERY = [UniPC(p, uses=uses) for p in (1, 3) for uses in ("x0", "eps")]
+EVERY += [UniPC(2, b="bh1"), UniPC(3, b="vary"), UniPC(3, b="vary_official"), UniPC(3, corrector=False, tail=False)]
+ENDS = {k: PATHS[k] for k in ("vp", "ddpm", "edm", "ve", "rf", "trig", "resshift15", "resshift1")}
 
 
-@pytest.mark.parametrize("path", over(PATHS))
+@pytest.mark.parametrize("path", over(ENDS))
 @pytest.mark.parametrize("solver", EVERY, ids=str)
 def test_one_to_four_steps_from_end_to_end_are_finite_and_take_one_evaluation_each(solver, path):
     y = normal(5, 3, seed=1)

@@ -9,6 +9,7 @@ linear combination of independent normals; `Affine` runs sample() on its coeffic
 
 import math
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 from fewstep.bench.catalogue import DETERMINISTIC, STOCHASTIC
 from fewstep.bench.timing import machine, write
 from fewstep.estimate import Estimate
-from fewstep.grids import LogSNR
 from fewstep.paths import EDM, VP, Cosine, Path, RectifiedFlow, ResidualShift, Trig
 from fewstep.sampling import sample
 from fewstep.solvers import Solver
@@ -67,7 +67,7 @@ def errors(solver: Solver, path: Path, hi: float, lo: float) -> list[float]:
 
 def measured(found: list[float]) -> float:
     """log2 of the error ratio of the finest pair above rounding."""
-    a, b = [pair for pair in zip(found, found[1:], strict=False) if pair[1] > ROUNDING][-1]
+    a, b = [pair for pair in pairwise(found) if pair[1] > ROUNDING][-1]
     return math.log2(a / b)
 
 

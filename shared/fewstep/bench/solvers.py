@@ -63,7 +63,11 @@ def table(world: World, name: str) -> Iterator[dict[str, Any]]:
     scale = exact.square().mean().sqrt()
     real = None if world.data is None else world.data(len(x), g)
     if real is not None and world.data is not None:
-        yield {"world": name, "floor_sw": _distance(world.data(len(x), g), real), "reference_sw": _distance(exact, real)}
+        yield {
+            "world": name,
+            "floor_sw": _distance(world.data(len(x), g), real),
+            "reference_sw": _distance(exact, real),
+        }
     for label, solver in FIXED.items():
         for grid_label, grid in GRIDS.items():
             for nfe in NFES:

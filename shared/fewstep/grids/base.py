@@ -14,7 +14,7 @@ from fewstep.paths import Path
 
 @dataclass(frozen=True)
 class Grid(ABC):
-    """n steps -> (n + 1,) float64 times, strictly decreasing, from t_max to the clean end unless the grid says otherwise."""
+    """n steps -> (n + 1,) float64 times, strictly decreasing, from t_max to the clean end unless said otherwise."""
 
     @abstractmethod
     def __call__(self, path: Path, n: int) -> Tensor: ...

@@ -26,7 +26,7 @@ class DiffusersNetwork(nn.Module):
     """A diffusers model built from its configuration; `of` takes one that exists.
 
     Shapes: x (B, C, ...) or tokens (B, L, C); label (B,); output as x: of a model that also predicts variances (2 C channels) the
-    first half.
+    first half. Conditions that the model's forward does not name go into its `added_cond_kwargs` (SDXL's text_embeds and time_ids).
 
     Args:
         name: class in diffusers.
@@ -58,6 +58,7 @@ class DiffusersNetwork(nn.Module):
                 "and return_dict"
             )
         self.name, self.state = type(model).__name__, state
+        self.arguments = frozenset(arguments)
         config = getattr(model, "config", {})
         self.config = {k: v for k, v in config.items() if not k.startswith("_")}
         self.label_scale = (0.001 if self.name in PER_MILLE else 1.0) if label_scale is None else label_scale
@@ -66,7 +67,12 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x: Tensor, label: Tensor, **conditions: Any) -> Tensor:
         """The model's output for x: (B, ...) at labels (B,)."""
         time = label if self.label_scale == 1.0 else label * self.label_scale
-        out = self.model(**{self.state: x}, timestep=time, **conditions, return_dict=False)[0]
+        named = {
+            k: v for k, v in conditions.items() if k in self.arguments or "added_cond_kwargs" not in self.arguments
+        }
+        if added := {k: v for k, v in conditions.items() if k not in named}:
+            named["added_cond_kwargs"] = {**named.get("added_cond_kwargs", {}), **added}
+        out = self.model(**{self.state: x}, timestep=time, **named, return_dict=False)[0]
         return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
 
 

@@ -90,24 +90,22 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     def from_diffusers(
         cls, scheduler: Any, solver: Solver | None = None, grid: Grid | None = None
     ) -> "FewstepScheduler":
-        """The process of a diffusers scheduler (or of its configuration) with this solver and grid; each defaults to the scheduler's."""
-        found = read(scheduler)
+        """The process of a diffusers scheduler (or of its configuration, or of one of ours) with this solver and grid; each defaults
+        to the scheduler's."""
         config = scheduler if isinstance(scheduler, Mapping) else scheduler.config
-        return cls(
-            found.path,
-            found.prediction,
-            solver or found.solver,
-            grid or found.grid,
-            found.init_noise_sigma,
-            found.clip,
-            found.steps,
-            {k: v for k, v in config.items() if not k.startswith("_")},
-        )
+        if isinstance(scheduler, cls):
+            found, init, steps, settings = scheduler, config["init_noise_sigma"], len(scheduler), config["settings"]
+        else:
+            found = read(scheduler)
+            init, steps = found.init_noise_sigma, found.steps
+            settings = {k: v for k, v in config.items() if not k.startswith("_")}
+        solver, grid = solver or found.solver, grid or found.grid
+        return cls(found.path, found.prediction, solver, grid, init, found.clip, steps, settings)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in ConfigMixin; `settings` are repeated at the top level for pipelines, and not expected by `__init__` there."""
-        extra = set(config_dict.get("settings") or {}) - {"num_train_timesteps"}
+        extra = set(config_dict.get("settings") or {}) - cls._get_init_keys(cls)
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in extra}, **kwargs)
 
     # --- time ---------------------------------------------------------------------------------------------------
@@ -188,9 +186,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
     def _begin(self, timestep: float | Tensor) -> int:
         """Fix where the trajectory begins, and the plan from there on."""
-        first = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-        if self._begin_index is None and first == 1:
-            first = 0  # the second of two equal labels, when the pipeline begins with the first entry
+        first = self._begin_index
+        if first is None:  # the first entry may have the label of the second
+            first = 0 if float(timestep) == self.timesteps[0].item() else self.index_for_timestep(timestep)
         if first:
             rows = begin(self._rows, first, self.solver, self.path, self.times)
             self._plan = cut(rows, self.path, self.prediction, self.clip is None)
@@ -204,9 +202,11 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         return first
 
     def _call(self, timestep: float | Tensor) -> Call:
-        if self.step_index is None:
-            self._step_index = self._begin(timestep) if self.calls else 0
-        return self.calls.calls[(self._step_index or 0) - self._first]
+        calls = self.calls
+        if self._step_index is None:
+            self._step_index = self._begin(timestep)
+            calls = self.calls
+        return calls.calls[self._step_index - self._first]
 
     # --- sampling -----------------------------------------------------------------------------------------------
 

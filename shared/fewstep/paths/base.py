@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Coeffs(NamedTuple):
@@ -52,8 +53,13 @@ class Path(ABC):
 
     def rates(self, t: Tensor) -> Triple:
         """(a', b', s') = d/dt schedule(t), elementwise; forward-mode autodiff unless a path knows better."""
-        t = t.contiguous()  # jvp refuses expanded (stride-0) inputs
-        return torch.func.jvp(self.schedule, (t,), (torch.ones_like(t),))[1]
+        # Not torch.func.jvp, whose first call imports torch._dynamo: seconds. Dual numbers refuse stride-0 inputs.
+        t = t.contiguous()
+        with forward_ad.dual_level():
+            moving = self.schedule(forward_ad.make_dual(t, torch.ones_like(t)))
+            da, db, ds = (forward_ad.unpack_dual(v).tangent for v in moving)
+        zero = torch.zeros_like(t)  # of what does not move
+        return (zero if da is None else da, zero if db is None else db, zero if ds is None else ds)
 
     def coeffs(self, t: Tensor, x: Tensor) -> Coeffs:
         """Coefficients at t: (B,) or (1,), shaped for x: (B, ...). Computed in float64, returned in x's dtype."""

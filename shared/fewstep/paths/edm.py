@@ -1,4 +1,4 @@
-"""Variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, also around a prior mean; VE (arXiv:2011.13456)."""
+"""Variance-exploding paths: EDM (arXiv:2206.00364), whose time is sigma, PriorEDM, and VE (arXiv:2011.13456)."""
 
 import math
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ Share = Literal["decreased", "average", "increased"]
 
 @dataclass(frozen=True)
 class ResidualDenoising(Path):
-    """RDDM's path with T = steps indices; x at the last one is y + sqrt(sum_scale) eps (0.01 to restore, 1 to generate)."""
+    """RDDM's path with T = steps indices; it ends at y + sqrt(sum_scale) eps (0.01 to restore, 1 to generate)."""
 
     anchored: ClassVar[bool] = True
 

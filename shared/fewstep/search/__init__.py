@@ -1,1 +1,16 @@
+from fewstep.search.boss import boss_steps as boss_steps
+from fewstep.search.boss import search_boss as search_boss
+from fewstep.search.boss import step_costs as step_costs
+from fewstep.search.evolve import Evolution as Evolution
+from fewstep.search.evolve import evolve as evolve
+from fewstep.search.fit import Effort as Effort
 from fewstep.search.fit import fit_table as fit_table
+from fewstep.search.olss import fit_olss as fit_olss
+from fewstep.search.q_sched import ScaledModel as ScaledModel
+from fewstep.search.q_sched import grid_search as grid_search
+from fewstep.search.q_sched import search_q_sched as search_q_sched
+from fewstep.search.starts import Starts as Starts
+from fewstep.search.starts import error as error
+from fewstep.search.starts import reference as reference
+from fewstep.search.times import search_times as search_times
+from fewstep.search.usf import search_usf as search_usf

@@ -1,32 +1,54 @@
 """Tables fitted to a model: the times and weights of all rows together, by least squares on the end points.
 
     minimise over (t_1, ..., t_{K-1}, all weights)   sum over starts of |x_K - reference end point|^2
-    x_{i+1} = c_i x_i + sum_{j <= i} w_ij E_j,       E_j = x0 or eps at (x_j, t_j)
+    x_{i+1} = c_i x_i + sum_{j <= i} w_ij E_j,       E_j = x0 at (x_j, t_j)
 
 Every row may weigh all estimates so far, so K evaluations leave K (K + 5)/2 - 1 numbers (17 at 4, 51 at 8): a few dozen starts
 determine them. That learned times and weights beat fixed formulas is the finding of Bespoke Solvers (arXiv:2310.19075), DMN
-(arXiv:2402.17376), LD3 (arXiv:2405.15506) and S4S (arXiv:2502.17423), which descend by gradients through the network. Here the
-Levenberg-Marquardt method is used instead: the problem is small, smooth and badly conditioned, which is what it is for.
+(arXiv:2402.17376), LD3 (arXiv:2405.15506) and S4S (arXiv:2502.17423), which descend by gradients through the network. Here
 
-The sum of squares has many local minima: the fit begins from several tables, trains each briefly and goes on with the best. What is
-returned is the iterate with the least error on other starts, `select`.
+1. an evolution (evolve.py) looks for good times, with the rows of every candidate by regression on the teacher's states (regress.py);
+2. the best few are fitted by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
+3. the best of them is fitted to all starts.
+
+What is returned is the iterate with the least error on other starts, `select`. No gradient of the denoiser is needed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from fewstep.paths import Path
-from fewstep.search.grow import grown
+from fewstep.search.evolve import Evolution, evolve, seeded
 from fewstep.search.levenberg_marquardt import Minimiser
+from fewstep.search.regress import regressed
 from fewstep.search.row_numbers import EndPoints, RowNumbers
-from fewstep.search.starts import Progress, Starts, error, levels_grid, span
-from fewstep.solvers.ddim import DDIM
-from fewstep.solvers.dpmpp_2m import DPMpp2M
+from fewstep.search.starts import Progress, Starts, error, fine_grid, span
+from fewstep.search.subsets import Subsets
+from fewstep.search.times import even
+from fewstep.search.trajectories import record
+from fewstep.solvers.schedule import SolverSchedule
 from fewstep.solvers.table import Table
 
 # The least relative gain of an iteration that is worth another one.
 GAIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a fit spends.
+
+    sizes: of the evolution over times; nodes: how many times there are to choose from;
+    rounds: (tables to go on with, most Levenberg-Marquardt iterations for each), the last on all starts.
+    An iteration of K rows costs about K^3/6 + K^2/2 evaluations of all starts fitted, a candidate of the evolution K.
+    """
+
+    sizes: Evolution = Evolution(  # noqa: RUF009
+        population=40, keep=10, mutants=20, crosses=5, generations=8
+    )
+    nodes: int = 64
+    rounds: tuple[tuple[int, int], ...] = ((8, 6), (3, 12), (1, 40))
 
 
 class Fit:
@@ -38,11 +60,11 @@ class Fit:
         self.select, self.table, self.error = select, table, error(table, table.path, table.grid, select)
 
     def run(self, starts: Sequence[Starts], iterations: int) -> None:
-        """Iterate until nothing is gained any more."""
+        """Iterate until little is gained any more."""
         problem, minimiser = EndPoints(self.numbers, starts), self.minimiser
         minimiser.mu = max(minimiser.mu, 1e-6)  # other starts than before may not take steps as bold
+        before = problem.square(minimiser.v)
         for _ in range(iterations):
-            before = problem.square(minimiser.v)
             if not minimiser.iterate(problem):
                 break
             table = self.numbers.table(minimiser.v)
@@ -51,6 +73,7 @@ class Fit:
                 self.table, self.error = table, reached
             if minimiser.square > (1 - GAIN) * before:
                 break
+            before = minimiser.square
 
 
 def fit_table(
@@ -58,8 +81,9 @@ def fit_table(
     starts: Sequence[Starts],
     select: Sequence[Starts],
     nfe: int,
+    generator: torch.Generator | None = None,
     initial: Sequence[Table] = (),
-    rounds: Sequence[tuple[int, int]] = ((12, 6), (4, 12), (1, 60)),
+    effort: Effort = Effort(),
     clean: float | None = None,
     progress: Progress | None = None,
 ) -> Table:
@@ -70,16 +94,19 @@ def fit_table(
         starts: batches to fit; all rounds but the last use the first batch alone. Together they should hold several times more
             coordinates than there are numbers to fit.
         select: batches by which iterates are compared, never fitted.
-        initial: further tables to begin from, of nfe evaluations.
-        rounds: (tables to go on with, most iterations for each).
+        generator: of the evolution's random choices.
+        initial: further tables to begin from, of nfe evaluations and one row per step.
         clean: the last time at which the denoiser may be called, see `starts.span`.
+        progress: called with the error on `select`.
     Raises:
         ValueError: no starts, or nfe < 1.
     """
     if nfe < 1 or not starts or not select:
         raise ValueError(f"a fit needs nfe >= 1 and starts to fit and to select on, got nfe = {nfe}")
+    rounds = [(min(keep, nfe), n) for keep, n in effort.rounds] if nfe == 1 else effort.rounds
+    tables = [*initial, *regressed_tables(path, starts[:1], nfe, generator, effort, clean)]
     lowest = span(path, clean)[1]
-    pool = [Fit(table, lowest, select) for table in (*_grow(initial, nfe), *standard_tables(path, nfe, clean))]
+    pool = [Fit(table, lowest, select) for table in tables[: len(initial) + rounds[0][0]]]
     done, total = 0, sum(min(keep, len(pool)) for keep, _ in rounds)
     for n, (keep, iterations) in enumerate(rounds):
         pool = sorted(pool, key=lambda fit: fit.error)[:keep]
@@ -91,15 +118,23 @@ def fit_table(
     return min(pool, key=lambda fit: fit.error).table
 
 
-def _grow(tables: Sequence[Table], nfe: int) -> list[Table]:
-    return [t for t in tables if t.nfe >= nfe] + [
-        g for t in tables if t.nfe < nfe for g in _grow(grown(t), nfe)
-    ]
+def regressed_tables(
+    path: Path,
+    starts: Sequence[Starts],
+    nfe: int,
+    generator: torch.Generator | None = None,
+    effort: Effort = Effort(),
+    clean: float | None = None,
+) -> list[Table]:
+    """Tables by regression on evolved times, best first."""
+    grid = fine_grid(path, max(effort.nodes, nfe), clean)
+    teacher = [record(part, path, SolverSchedule.unipc(grid, 3, "exact"), grid) for part in starts]
+    n, tables = len(grid) - 1, {}
 
+    def objective(chosen: tuple[int, ...]) -> float:
+        tables[chosen], left = regressed(path, teacher, (0, *(v + 1 for v in chosen), n))
+        return left
 
-def standard_tables(path: Path, nfe: int, clean: float | None = None) -> list[Table]:
-    """DDIM and DPM-Solver++(2M) on grids even in lambda that end early, in the middle and late, and on one even in time."""
-    hi, lo = span(path, clean)
-    ends = [lo - part * (lo - hi) for part in (0.0, 0.15, 0.3, 0.45)]
-    grids = [levels_grid(path, torch.linspace(hi, end, nfe, dtype=torch.float64)) for end in ends]
-    return [Table.of(solver, path, grid) for grid in grids for solver in (DDIM(), DPMpp2M())]
+    species = Subsets(n - 1, nfe - 1, rate=0.4, reach=6)
+    ranked = evolve(objective, species, seeded(generator), effort.sizes, initial=[even(n - 1, nfe - 1)])
+    return [tables[v.candidate] for v in ranked]

@@ -6,6 +6,7 @@ Derivatives are differences, each taken from the row that its number enters: no 
 two thirds of the evaluations are saved.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -53,7 +54,9 @@ class RowNumbers:
 
     def _read(self, slot: Slot, lam: list[float]) -> float:
         row = self.rows[slot.row]
-        return lam[slot.row] if slot.kind == "t" else row.y if slot.kind == "y" else getattr(row, slot.kind)[slot.k]
+        return float(
+            {"t": lam, "x": row.x, "e": row.e, "y": (row.y,)}[slot.kind][slot.row if slot.kind == "t" else slot.k]
+        )
 
     def allowed(self, v: Tensor) -> bool:
         """Whether the times of v decrease, inside the range of the denoiser."""
@@ -108,7 +111,7 @@ class EndPoints:
             return float("inf")
         rows = self.numbers.build(v)
         total = sum(_gap(self._run(part, rows)[-1][0], part).square().sum().item() for part in self.starts)
-        return total if total == total else float("inf")
+        return total if math.isfinite(total) else float("inf")
 
     @torch.no_grad()
     def normal(self, v: Tensor) -> Normal:

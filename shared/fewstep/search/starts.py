@@ -1,6 +1,6 @@
 """What a search is given: starting states, where the probability-flow ODE takes each of them, and the denoiser that does it.
 
-    error of a solver = root mean square over coordinates and starts of (its end point - the reference end point)
+error of a solver = root mean square over coordinates and starts of (its end point - the reference end point)
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,5 @@
 """Recorded trajectories of a teacher: the states and estimates of a fine solver at every node of its grid."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch

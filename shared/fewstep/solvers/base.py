@@ -165,23 +165,23 @@ def advance(
     xs, es = state.xs, state.es if estimate is None else (estimate, *state.es)
     x = None
     for v, w in zip(xs, row.x, strict=False):
-        if w.__class__ is not float:
+        if not isinstance(w, float):
             x = _weigh(x, v, w)
         elif w != 0.0:
             x = v * w if x is None else x.add_(v, alpha=w)
     for v, w in zip(es, row.e, strict=False):
-        if v.__class__ is Estimate:
+        if isinstance(v, Estimate):
             v = v.x0 if row.uses == "x0" else v.eps
-        if w.__class__ is not float:
+        if not isinstance(w, float):
             x = _weigh(x, v, w)
         elif w != 0.0:
             x = v * w if x is None else x.add_(v, alpha=w)
     x = torch.zeros_like(xs[0]) if x is None else x
     if noise is not None:
         x = _weigh(x, noise, row.noise)
-    if y is not None and (row.y.__class__ is not float or row.y != 0.0):
+    if y is not None and (not isinstance(row.y, float) or row.y != 0.0):
         x = _weigh(x, y, row.y)
-    if row.bias.__class__ is not float or row.bias != 0.0:
+    if not isinstance(row.bias, float) or row.bias != 0.0:
         x = x + (row.bias.to(x) if isinstance(row.bias, Tensor) else row.bias)
     return State((x, *xs[: keep[0] - 1]), es[: keep[1] - 1])
 

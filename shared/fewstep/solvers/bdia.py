@@ -12,7 +12,6 @@ float64. gamma = 1 (editing) is a leapfrog of second order; gamma < 1 (.5 in the
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoise

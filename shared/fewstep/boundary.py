@@ -1,8 +1,9 @@
-"""Optimal boundary condition (arXiv:2305.15357): one starting noise for all inputs of a deterministic restoration sampler.
+"""Optimal boundary condition (arXiv:2305.15357): one start for all inputs of a deterministic restoration sampler.
 
     xi* = argmin over N random xi of  mean over a few pairs (x0, y) of  metric(sampler(xi, y), x0)
 
-With a deterministic solver the best start depends little on the degraded input, so it is searched once and reused. No training.
+With a deterministic solver the best start depends little on the degraded input, so it is searched once and reused. No
+training.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +31,13 @@ def search_boundary(
     """The best of n standard normal starts.
 
     Args:
-        sampler: (noise, y) -> x0 estimates, deterministic; noise: (B, ...) like the states, one start repeated over the batch.
+        sampler: (noise, y) -> x0 estimates, deterministic; noise: (B, ...) like the states, one start repeated over the
+            batch.
         pairs: batches (x0, y), each (B, ...); x0 has the shape of the states and is all that `metric` compares with.
         n: number of candidates.
         metric: (estimate, x0) -> (B,), lower is better (LPIPS in the paper).
-        generator: source of the candidates, drawn one by one where it lives, so that the first n of a longer search are the same.
+        generator: source of the candidates, drawn one by one where it lives, so that the first n of a longer search are
+            the same.
     Raises:
         ValueError: no pairs, or n < 1.
     """

@@ -50,9 +50,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table",
-        choices=["overhead", "shell", "orders", "solvers"],
+        choices=["overhead", "shell", "orders", "solvers", "pictures"],
         help="overhead: sampling per step; shell: training per iteration; orders: measured order of every solver; "
-        "solvers: error against the exact flow at 1 to 50 evaluations",
+        "solvers: error against the exact flow at 1 to 50 evaluations; pictures: those of the documentation",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", metavar="FILE", help="also write the table as JSON")

@@ -1,12 +1,13 @@
 """Sampling with a flow map, a network that jumps along the probability flow: x_u = jump(x_t, t, u).
 
-Gamma sampling of CTM (arXiv:2310.02279, algorithm 3): jump from t below the next time s, then add noise back up to s.
+Gamma sampling of CTM (arXiv:2310.02279): jump from t below the next time s, then add noise back up to s.
 
     rho = s/a,   rho_u = sqrt(1 - gamma^2) (rho_s - rho_min) + rho_min
     x_s = (a_s/a_u) (jump(x_t, t, u) - b_u y) + b_s y + sqrt(s_s^2 - (a_s s_u/a_u)^2) xi
 
-gamma = 0: deterministic jumps; gamma = 1: multistep consistency sampling (arXiv:2303.01469, algorithm 1), where every jump is to rho_min.
-The paper has rho_min = 0. The official codes of both papers stop their networks at 0.002 and so have rho_min = 0.002.
+gamma = 0: deterministic jumps; gamma = 1: multistep consistency sampling (arXiv:2303.01469, algorithm 1), where every
+jump is to rho_min. The paper has rho_min = 0. The official codes of both papers stop their networks at 0.002 and so
+have rho_min = 0.002.
 """
 
 import math

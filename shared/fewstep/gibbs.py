@@ -1,11 +1,11 @@
 """Denoising Langevin Gibbs, DMCMC (arXiv:2209.14593): MCMC over pairs (x, sigma) instead of a path from noise to data.
 
-    x     <- x + (eta/2) score(x, sigma) + sqrt(eta) xi          one Langevin step at fixed sigma,  score = (x0 - x)/sigma^2
-    sigma <- p(sigma | x)                                        exactly, by a classifier, or by an estimate from norms
+    x     <- x + (eta/2) score(x, sigma) + sqrt(eta) xi     one Langevin step,  score = (x0 - x)/sigma^2
+    sigma <- p(sigma | x)                                   exactly, by a classifier, or by an estimate from norms
 
-The chain walks between noise levels and passes near the data again and again. Every few sweeps the state of the smallest sigma seen is
-handed to a solver, which needs few steps from there; the chain itself goes on, so that later samples pay no burn-in.
-Paths are those with a = 1 (EDM, VE): x = x0 + sigma eps.
+The chain walks between noise levels and passes near the data again and again. Every few sweeps the state of the
+smallest sigma seen is handed to a solver, which needs few steps from there; the chain itself goes on, so that later
+samples pay no burn-in. Paths are those with a = 1 (EDM, VE): x = x0 + sigma eps.
 """
 
 import math
@@ -40,7 +40,8 @@ class NoiseLevel(ABC):
 class DrawnLevel(NoiseLevel):
     """A draw from p(sigma | x) over given levels, or its mode.
 
-    logits: x -> (B, K), log p(x | sigma_k) + log p(sigma_k) up to a constant: exact for a mixture, or a noise-level classifier.
+    logits: x -> (B, K), log p(x | sigma_k) + log p(sigma_k) up to a constant: exact for a mixture, or a noise-level
+        classifier.
     levels: the K values of sigma. The paper has 1000, log-spaced from 0.01.
     mode: take the most probable level, as the published sampler does, in place of a draw.
     """
@@ -61,11 +62,12 @@ class DrawnLevel(NoiseLevel):
 
 @dataclass(frozen=True)
 class NormLevel(NoiseLevel):
-    """sigma = gain |x - x0| / sqrt(d), within [low, high]: sharp in high dimension, no network beyond the one that denoises.
+    """sigma = gain |x - x0| / sqrt(d), within [low, high]: sharp in high dimension, no second network.
 
-    Far above the fine structure of the data one Langevin step multiplies |x - x0|^2 by 1 + step^2/4 (power 2): with gain = 1 the level
-    creeps up for ever. The default anneals: sigma falls by about 7 % a sweep at step = 0.5 and stays at `low`, from where a solver
-    should continue. A `low` much below the spread of the data freezes the chain before it has mixed.
+    Far above the fine structure of the data one Langevin step multiplies |x - x0|^2 by 1 + step^2/4 (power 2): with
+    gain = 1 the level creeps up for ever. The default anneals: sigma falls by about 7 % a sweep at step = 0.5 and stays
+    at `low`, from where a solver should continue. A `low` much below the spread of the data freezes the chain before it
+    has mixed.
     """
 
     low: float
@@ -86,13 +88,14 @@ def gibbs(
     power: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Chain, Chain]:
-    """`sweeps` Gibbs sweeps, 1 NFE each: (where the chains are, the state of the smallest sigma of each chain on the way).
+    """`sweeps` Gibbs sweeps, 1 NFE each: (where the chains are, the state of each chain at its smallest sigma).
 
     Args:
         chain: where to go on: the first element of an earlier result, or any start such as noise at sigma_max.
         level: how sigma follows x.
-        step, power: eta = step sigma^power. Power 0 is the published constant; with 2 the relative error of the Langevin step is
-            the same at all levels (its stationary variance is too large by a factor 1/(1 - step/4) at most).
+        step, power: eta = step sigma^power. Power 0 is the published constant; with 2 the relative error of the
+            Langevin step is the same at all levels (its stationary variance is too large by a factor 1/(1 - step/4) at
+            most).
     Raises:
         ValueError: paths with a other than 1.
     """
@@ -114,7 +117,8 @@ def gibbs(
 
 
 def karras_from(path: Path, sigma: Tensor, n: int, rho: float = 7.0, sigma_min: float = 0.01) -> Tensor:
-    """Per-sample grids (B, n + 1) for `sample_each`: n times from sigma: (B,) to sigma_min as in EDM, then the clean end.
+    """Per-sample grids (B, n + 1) for `sample_each`: n times from sigma: (B,) to sigma_min as in EDM, then the clean
+    end.
 
     Chains already below sigma_min start there all the same: their first times decrease from their own sigma.
     """

@@ -2,8 +2,8 @@
 
     score = mean over elements of Var_k[x0(x_k, t_k)],    k over the last steps of the trajectory
 
-High for samples that interpolate between modes; generate more than needed and keep those of low score. The paper uses the last 10 of
-1000 steps. Running moments (Welford) are kept, not the trajectory.
+High for samples that interpolate between modes; generate more than needed and keep those of low score. The paper uses
+the last 10 of 1000 steps. Running moments (Welford) are kept, not the trajectory.
 """
 
 import torch
@@ -53,7 +53,9 @@ class PredictionVariance(Callback):
 
 
 def keep_lowest(score: Tensor, share: float) -> Tensor:
-    """Indices of the `share` of samples (at least one) with the lowest score, in their order; score: (B,), share in (0, 1]."""
+    """Indices of the `share` of samples (at least one) with the lowest score, in their order; score: (B,), share in (0,
+    1].
+    """
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share is {share}; allowed: above 0, up to 1")
     kept = max(1, round(share * len(score)))

@@ -1,7 +1,7 @@
 """One More Step (arXiv:2311.15744): start a model whose noisy end still holds signal from pure noise.
 
-Schedules with a_T > 0 are trained on x_T = a_T x0 + s_T eps but sampled from noise alone, which loses the mean (brightness) of x0. A small
-v-network at zero signal-to-noise ratio, v = a eps - s x0 = -x0, supplies it:
+Schedules with a_T > 0 are trained on x_T = a_T x0 + s_T eps but sampled from noise alone, which loses the mean
+(brightness) of x0. A small v-network at zero signal-to-noise ratio, v = a eps - s x0 = -x0, supplies it:
 
     x0 = -v(x_S),    x_T = a_T x0 + s_T eps,    eps = x_S (the DDIM step from S to T) or fresh noise
 

@@ -1,7 +1,7 @@
 """The sampling loop with a time grid per sample: every solver written as `stages`, at times (B,).
 
-Used where samples of one batch start at different noise levels (Gibbs chains, SDEdit of mixed strength). `sample` does the same for
-one grid with all weights computed beforehand, and faster.
+Used where samples of one batch start at different noise levels (Gibbs chains, SDEdit of mixed strength). `sample` does
+the same for one grid with all weights computed beforehand, and faster.
 """
 
 import math

@@ -83,18 +83,6 @@ def test_the_mapping_follows_the_fields_of_a_case():
     assert changes >= 12
 
 
-class KnownStart:
-    """A mixture that answers with its prior mean where a = s = 0 and the state says nothing."""
-
-    def __init__(self, path, y):
-        self.path, self.inner = path, correlated(path, y)
-        self.mean = (self.inner.weights[:, None] * self.inner.means).sum(0)
-
-    def __call__(self, x, t):
-        a, _, s = self.path.schedule(torch.tensor(t, dtype=torch.float64))
-        return Estimate(self.mean.expand(x.shape), torch.full_like(x, math.nan)) if a == s == 0 else self.inner(x, t)
-
-
 # --- bridges ---------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +126,7 @@ def test_sb_sde_is_ancestral_on_the_bridge(t, s):
 def test_bridges_start_at_their_anchor(path, solver):
     """The first step knows y alone; one step to the clean end is x0 as the network predicts it: a predictive model."""
     y = normal(5, 3, seed=1)
-    world = KnownStart(path, y)
+    world = correlated(path, y)
     for n in (1, 2, 4):
         assert sample(world, y, path, solver, Uniform()(path, n), y, torch.Generator()).isfinite().all()
     x0 = world(y, path.t_max).x0
@@ -172,7 +160,9 @@ def test_bridge_start_changes_nothing_elsewhere():
 
 
 def bridge_moments(n):
-    """End point of n steps of SB-SDE from y for x0 ~ N(.8, .3): (mean, variance) and the exact ones. Every step is affine."""
+    """End point of n steps of SB-SDE from y for x0 ~ N(.8, .3): (mean, variance) and the exact ones. Every step is
+    affine.
+    """
     path, grid = SBVE(), torch.linspace(1, 0.02, n + 1, dtype=torch.float64)
     m, v, y = 0.8, 0.3, -1.5
     mean = var = 0.0
@@ -440,7 +430,7 @@ def test_shifting_the_anchor_shifts_the_end_by_its_weight(solver, path, hi, lo):
     x = b[0] * y + path.schedule(grid)[2][0] * x
 
     def run(x, y):
-        return sample(KnownStart(path, y), x, path, solver, grid, y, torch.Generator().manual_seed(3))
+        return sample(correlated(path, y), x, path, solver, grid, y, torch.Generator().manual_seed(3))
 
     torch.testing.assert_close(run(x + b[0] * c, y + c), run(x, y) + b[-1] * c, rtol=1e-9, atol=1e-9)
 

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 import torch
-from golden_families.momentum import bdia_ddim
-from test_multistep import EVERY_PATH, between, reproduces, slope, unit
+from test_multistep import EVERY_PATH, between, slope, unit
 from worlds import correlated, name, normal
 
 from fewstep.grids import Uniform
@@ -155,10 +154,3 @@ def test_inversions_that_cannot_work_are_refused_in_one_line(solver, n, end, wor
 def test_a_negative_gamma_is_refused():
     with pytest.raises(ValueError, match="at least 0"):
         BDIA(-0.5)
-
-
-# --- golden vectors --------------------------------------------------------------------------------------------
-
-
-def test_the_official_sampler_is_reproduced():
-    reproduces("bdia_ddim", bdia_ddim)

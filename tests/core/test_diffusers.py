@@ -1,4 +1,5 @@
-"""diffusers both ways: its schedulers read from their configuration, our solvers in its pipelines, its networks as denoisers.
+"""diffusers both ways: its schedulers read from their configuration, our solvers in its pipelines, its networks as
+denoisers.
 
 diffusers takes seconds to import, so it is imported where it is used.
 """
@@ -568,6 +569,8 @@ def test_misuse_is_said_in_one_line(diffusers):
     scheduler = ours(EDM(), Eps(), DDIM(), Karras())
     with pytest.raises(ValueError, match="set_timesteps"):
         scheduler.scale_model_input(noise(), 1.0)
+    with pytest.raises(ValueError, match="not both"):
+        scheduler.set_timesteps(timesteps=[3.0, 1.0], sigmas=[3.0, 1.0])
     scheduler.set_timesteps(3)
     with pytest.raises(ValueError, match=r"Ancestral\(0.5\)"):
         scheduler.step(noise(), scheduler.timesteps[0], noise(), eta=0.5)
@@ -738,7 +741,9 @@ CONDITIONAL = [
     ("name", "config", "make", "pooled"), CONDITIONAL, ids=["unet-ddim", "sd3-flow", "unet-karras"]
 )
 def test_guided_loops(diffusers, name, config, make, pooled, solver):
-    """Conditional U-Net and flow transformer under guidance: loop + scheduler, sample(), and diffusers' own scheduler."""
+    """Conditional U-Net and flow transformer under guidance: loop + scheduler, sample(), and diffusers' own
+    scheduler.
+    """
     model, theirs = make(diffusers), getattr(diffusers, name)(**config)
     cond, uncond, x = prompts(1, pooled), prompts(5, pooled), noise((2, 4, 8, 8))
     scheduler = from_diffusers(theirs, solver)

@@ -633,7 +633,9 @@ ADAPTIVE = {
 
 
 # The paper's control compares with the size of the state and lets the step grow at will: for paths of bounded size.
-TOLERANT = [(k, n) for k, v in ADAPTIVE.items() for n in ("vp", "edm", "rf") if n != "edm" or isinstance(v.control, PIDControl)]
+TOLERANT = [
+    (k, n) for k, v in ADAPTIVE.items() for n in ("vp", "edm", "rf") if n != "edm" or isinstance(v.control, PIDControl)
+]
 
 
 @pytest.mark.parametrize(("solver", "name"), [pytest.param(ADAPTIVE[k], n, id=f"{k}-{n}") for k, n in TOLERANT])

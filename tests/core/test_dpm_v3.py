@@ -140,7 +140,11 @@ def test_with_the_statistics_of_a_gaussian_one_step_is_exact(path, hi, lo, steps
 def test_equal_numbers_per_coordinate_are_numbers_per_node():
     path, grid = VP(), lambda_grid(VP(), 1.0, 0.01, 6)
     ems = smooth_ems(*ends(path, 1.0, 0.01), 120)
-    wide = EMS(ems.first, ems.last, *(torch.tensor(v)[:, None].expand(-1, 3) for v in (ems.l, ems.s, ems.b)))
+    wide = EMS(
+        ems.first,
+        ems.last,
+        *(torch.tensor(v, dtype=torch.float64)[:, None].expand(-1, 3) for v in (ems.l, ems.s, ems.b)),
+    )
     world, x = correlated(path), normal(6, 3)
     a, b = (sample(world, x, path, DPMSolverV3(e, 3, c_pseudo=True), grid) for e in (ems, wide))
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -190,7 +194,7 @@ def test_folding_a_network_changes_nothing():
 def slope(path, hi, lo, n, grade=1.0, **solver):
     """Measured order between n and 2 n steps, on nodes so many that their quadrature does not show."""
     world, x, y = gaussian_start(path, hi, std=0.6 if path.anchored else 1.8)
-    v3 = DPMSolverV3(smooth_ems(*ends(path, hi, lo), 2**14), tail=False, **solver)
+    v3 = DPMSolverV3(smooth_ems(*ends(path, hi, lo), 2**12), tail=False, **solver)
     exact = world.flow_map(x, hi, lo)
     errors = [
         (sample(world, x, path, v3, lambda_grid(path, hi, lo, k, grade), y) - exact).abs().max() for k in (n, 2 * n)
@@ -338,45 +342,38 @@ def test_the_estimate_does_not_depend_on_path_or_batches():
     ("stem", "path", "mixture", "hi", "lo"), [("vp", VP(), "A", 1.0, 1e-3), ("edm", EDM(), "B", 80.0, 0.002)]
 )
 def test_the_estimate_agrees_with_the_official_statistics(stem, path, mixture, hi, lo):
-    """Those are of 128 points; so are ours, four times. At the two ends the official derivative of l is one-sided."""
+    """Those are of 128 points: they differ from ours of 128 as ours differ among themselves.
+
+    Their dl/dlambda is by differences: one-sided at the two ends, which are left out, and 2 % off where l falls by exp(-2 lambda).
+    """
     world, generator = golden_mixture(mixture, path), torch.Generator().manual_seed(0)
     arrays, _ = golden("solvers_dev")
-    ours = [
-        estimate_ems(
-            differenced(world),
-            path,
-            world.draw(128, generator),
-            60,
-            hi,
-            lo,
-            None,
-            "coordinate",
-            None,
-            generator=generator,
-        )
-        for _ in range(4)
-    ]
+
+    def ours():
+        x0 = world.draw(128, generator)
+        return estimate_ems(differenced(world), path, x0, 30, hi, lo, None, "coordinate", None, generator=generator)
+
+    first, second = ours(), ours()
     for k in ("l", "s", "b"):
-        replicates = torch.stack([getattr(v, k) for v in ours])[:, 1:-1]
-        gap = torch.tensor(arrays[f"ems/{stem}/{k}"])[1:-1] - replicates.mean(0)
-        spread = replicates.std(0).square().mean(1).sqrt()
-        # Of the same distribution: rms over coordinates within 4 standard errors at every node, and like them on average.
-        assert (gap.square().mean(1).sqrt() < 4 * spread + 0.02).all()
-        assert gap.square().mean().sqrt() < 1.6 * spread.square().mean().sqrt()
+        a, b = getattr(first, k)[1:-1], getattr(second, k)[1:-1]
+        official = torch.tensor(arrays[f"ems/{stem}/{k}"])[2:-2:2]
+        for part in (slice(0, 10), slice(10, 20), slice(20, 29)):
+            gap, spread, size = (v[part].square().mean().sqrt() for v in (official - (a + b) / 2, a - b, official))
+            assert gap < 1.8 * spread + 0.025 * size + 1e-4
 
 
 def test_estimated_statistics_beat_dpmpp_2m_at_five_to_ten_evaluations():
-    """Distance to the exact ODE solution; also on the ring, whose statistics at high noise would be noise without their floor."""
+    """Distance to the exact ODE solution; on the ring f hardly varies at high noise, and s needs an accurate dl/dlambda."""
     for world, path, hi, lo in ((golden_mixture("A", VP()), VP(), 1.0, 1e-3), (ring(EDM()), EDM(), 80.0, 0.002)):
         generator = torch.Generator().manual_seed(0)
         ems = estimate_ems(differenced(world), path, world.draw(128, generator), 60, hi, lo, generator=generator)
-        x0 = world.draw(64, generator)
+        x0 = world.draw(512, generator)
         noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-        x = path.sample(x0, noise, torch.full((64,), hi, dtype=torch.float64))
-        exact = sample(world, x, path, UniPC(3, tail=False), lambda_grid(path, hi, lo, 200))
+        x = path.sample(x0, noise, torch.full((512,), hi, dtype=torch.float64))
+        exact = sample(world, x, path, UniPC(3, tail=False), lambda_grid(path, hi, lo, 150))
         for n in (5, 6, 8, 10):
             v3, dpm = (
-                (sample(world, x, path, s, lambda_grid(path, hi, lo, n)) - exact).square().mean().sqrt()
+                (sample(world, x, path, s, lambda_grid(path, hi, lo, n)) - exact).abs().mean()
                 for s in (DPMSolverV3(ems), DPMpp2M())
             )
             assert v3 < 0.9 * dpm

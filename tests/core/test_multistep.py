@@ -6,11 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden_cases import Golden
-from golden_families.deis import deis
-from golden_families.momentum import heavy_ball
-from golden_families.pndm import pndm
-from worlds import GOLDEN, correlated, golden, name, normal
+from worlds import correlated, name, normal
 
 from fewstep.denoiser import Denoiser
 from fewstep.estimate import Estimate
@@ -18,6 +14,7 @@ from fewstep.grids import LogSNR, Uniform
 from fewstep.paths import DDPM, EDM, VP, Cosine, RectifiedFlow, ResidualShift, Trig
 from fewstep.prediction import U, V
 from fewstep.sampling import Callback, sample
+from fewstep.solvers.bdia import BDIA
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.deis import DEIS, rises
 from fewstep.solvers.exponential import Step
@@ -58,7 +55,7 @@ def unit(n):
 
 
 class Exact:
-    """The exact denoiser of one Gaussian with independent coordinates, its scalars tabulated: long trajectories are cheap."""
+    """The exact denoiser of one Gaussian, its scalars tabulated: long trajectories are cheap."""
 
     mean, std = torch.tensor([0.5, -1.0], dtype=torch.float64), 0.4
 
@@ -330,6 +327,17 @@ def test_evaluations(path, n):
         assert [r.s for r in solver.plan(path, grid) if r.last] == grid[1:].tolist()
 
 
+@pytest.mark.parametrize("path", [VP(), RectifiedFlow()], ids=name)
+@pytest.mark.parametrize(
+    "solver", [DEIS(2, "t"), DEIS(2, "lambda"), LMS(), IPNDM(), GHVB(1.8), Nesterov(1.5), BDIA(0.9)], ids=label
+)
+def test_a_lone_step_at_per_sample_times_is_ddim(solver, path):
+    t, s = torch.tensor([[1.0, 0.7, 0.3, 0.2], [0.6, 0.1, 0.25, 0.0]], dtype=torch.float64)
+    x0, eps = normal(4, 2, seed=1), normal(4, 2, seed=2)
+    stepped = solver.step(path, path.sample(x0, eps, t), Estimate(x0, eps), t, s)
+    torch.testing.assert_close(stepped, path.sample(x0, eps, s), rtol=1e-12, atol=1e-12)
+
+
 # --- ends, and the folded loop ---------------------------------------------------------------------------------
 
 
@@ -368,22 +376,3 @@ def test_impossible_arguments_are_refused_in_one_line(make, words):
     with pytest.raises(ValueError, match=words) as refused:
         make()
     assert "\n" not in str(refused.value)
-
-
-# --- golden vectors --------------------------------------------------------------------------------------------
-
-
-def reproduces(family, function):
-    """Every golden case of a family, within its tolerance."""
-    golden("solvers_dev")
-    for case in Golden(GOLDEN / "solvers_dev.json").cases():
-        if case["family"] == family:
-            for what, ours, official in function(case):
-                torch.testing.assert_close(
-                    ours, official, rtol=case["rtol"], atol=case["atol"], msg=lambda m: f"{case['id']}, {what}: {m}"
-                )
-
-
-@pytest.mark.parametrize(("family", "function"), [("deis", deis), ("pndm", pndm), ("heavy_ball", heavy_ball)])
-def test_official_samplers_are_reproduced(family, function):
-    reproduces(family, function)

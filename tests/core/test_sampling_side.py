@@ -270,7 +270,9 @@ def test_levels_by_mode_and_by_norm():
 
 
 def test_norms_anneal_a_chain_without_a_classifier():
-    """A gain below 1/sqrt(1 + step^2/4) lowers the level from sweep to sweep; at its floor the chain samples the level."""
+    """A gain below 1/sqrt(1 + step^2/4) lowers the level from sweep to sweep; at its floor the chain samples the
+    level.
+    """
     path, dim = EDM(), 2048
     world, sigma = wide(path, dim, 0.5), torch.full((3,), 5.0, dtype=torch.float64)
     _, best = gibbs(world, Chain(5.0 * normal(3, dim), sigma), path, NormLevel(0.5), 120, 0.3, generator=seeded(1))

@@ -1,11 +1,13 @@
 """Stochastic solvers on worlds where the chain is Gaussian: exact moments, weak order, samples."""
 
+import json
 import math
 
 import pytest
 import torch
 from worlds import PATHS, correlated, name, normal, over, uniform
 
+from fewstep.artifacts import build, describe
 from fewstep.estimate import Estimate
 from fewstep.flow_map import sample_jumps
 from fewstep.grids import LogSNR, Uniform
@@ -16,6 +18,7 @@ from fewstep.paths.residual_denoising import ResidualDenoising
 from fewstep.paths.sbve import SBVE
 from fewstep.sampling import sample
 from fewstep.solvers.ancestral import Ancestral, UnitGainAncestral
+from fewstep.solvers.bridge import BridgeStart
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.diffusion import ConstantDiffusion, NoiseDiffusion, OwnDiffusion
 from fewstep.solvers.dpmpp_2m import DPMpp2M
@@ -23,6 +26,7 @@ from fewstep.solvers.euler_maruyama import EulerMaruyama
 from fewstep.solvers.gamma import GammaSampling
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.mean_at_end import MeanAtEnd
+from fewstep.solvers.mean_reverting import MeanRevertingEuler
 from fewstep.solvers.predictor_corrector import PredictorCorrector
 from fewstep.solvers.residual_ancestral import ResidualAncestral
 from fewstep.solvers.stochastic_heun import InterpolantHeun, StochasticHeun
@@ -77,7 +81,7 @@ def marginal(path, t):
 
 
 class Algebra:
-    """The Gaussian world for random variables c_0 + c_1 X + c_2 xi_1 + c_3 xi_2 + ..., states being their coefficients (1, K).
+    """The Gaussian world for random variables c_0 + c_1 X + c_2 xi_1 + c_3 xi_2 + ..., as coefficients (1, K).
 
     The posterior mean is affine, so `sample` propagates the coefficients and with them the exact mean and variance.
     """
@@ -136,7 +140,7 @@ def test_mean_and_variance_converge_with_the_declared_order(solver, path, hi, lo
 )
 @pytest.mark.parametrize(("path", "hi", "lo"), [pytest.param(*RANGES[k], id=k) for k in ("rf", "sbve", "interpolant")])
 def test_any_diffusion_leaves_the_marginals_unchanged(path, hi, lo, diffusion):
-    """arXiv:2303.08797, theorem 2.13."""
+    """Stochastic interpolants (arXiv:2303.08797): e changes the paths, not their distribution at any time."""
     first, second = EulerMaruyama(diffusion), StochasticHeun(diffusion)
     for solver in (first, second):
         coarse, fine = (errors(path, solver, linear(hi, lo, n)) for n in (100, 200))
@@ -394,7 +398,9 @@ def test_langevin_corrections_have_their_own_stationary_variance(snr):
 
 
 def test_a_corrector_repairs_a_wrong_start():
-    """From y + s_1 xi the chain misses a_1 (x0 - y); corrections at every level bring the mean back (SGMSE+'s use of them)."""
+    """From y + s_1 xi the chain misses a_1 (x0 - y); corrections at every level bring the mean back (SGMSE+'s use of
+    them).
+    """
     path, grid = OUVE(), linear(1.0, 0.03, 30)
     s, exact = level(path, 1.0)[2], marginal(path, 0.03)[0]
 
@@ -427,6 +433,21 @@ def test_mean_at_end_drops_the_very_last_noise_alone(solver):
     assert plain[-1].noise > 0
     assert mean[-1] == plain[-1]._replace(noise=0.0)
     assert MeanAtEnd(solver).order == solver.order
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        *EVERY_CHAIN.values(),
+        MeanAtEnd(PredictorCorrector(EulerMaruyama(NoiseDiffusion(0.3)), 0.2, 2)),
+        BridgeStart(Ancestral(), 1.0, True),
+        MeanRevertingEuler(OwnDiffusion(0.0)),
+        InterpolantHeun(ConstantDiffusion(0.4)),
+    ],
+    ids=str,
+)
+def test_solvers_are_saved_and_rebuilt(solver):
+    assert build(json.loads(json.dumps(describe(solver)))) == solver
 
 
 def test_the_order_does_not_depend_on_the_grid():

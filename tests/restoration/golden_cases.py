@@ -1,11 +1,12 @@
-"""Run every group of a restoration golden file through the public API: python tests/restoration/golden_cases.py FILE.json
+"""Run every group of a restoration golden file through the public API: python tests/restoration/golden_cases.py
+FILE.json
 
-Prints `group passed/total worst-error` per group of `keys` (error relative to the tolerance, at most 1 to pass), one line per failed
-or skipped array, and exits non-zero on any failure. Arrays are read from FILE.npz beside it. What a group means is read from its name
-(resshift_*, rddm_*, irsde_*, image) and its fields alone.
+Prints `group passed/total worst-error` per group of `keys` (error relative to the tolerance, at most 1 to pass), one
+line per failed or skipped array, and exits non-zero on any failure. Arrays are read from FILE.npz beside it. What a
+group means is read from its name (resshift_*, rddm_*, irsde_*, image) and its fields alone.
 
-Tolerances: |ours - official| <= 1e-10 + 1e-9 |official| elementwise for float64 numbers; 5e-7 for matlab_bicubic_*, images in [0, 1]
-whose reference keeps its weights in float32.
+Tolerances: |ours - official| <= 1e-10 + 1e-9 |official| elementwise for float64 numbers; 5e-7 for matlab_bicubic_*,
+images in [0, 1] whose reference keeps its weights in float32.
 """
 
 import json
@@ -131,7 +132,9 @@ class States(Callback):
 
 
 def rddm(group: Group) -> Iterator[Ours]:
-    """Schedules, posterior coefficients of (x_t, residual, x0), time pairs, and the deterministic chain of an oracle."""
+    """Schedules, posterior coefficients of (x_t, residual, x0), time pairs, and the deterministic chain of an
+    oracle.
+    """
     f = group.fields
     path = ResidualDenoising(f["T"], f["sum_scale"], f["alpha"], f["beta2"])
     t = torch.arange(path.steps, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Ask the network about the end of the step: x0(x_t, s) where the grid steps t -> s.
 
-The published SB sampler of SGMSE+ (arXiv:2409.10753) calls its network so, with the state of t and the time of s. It is kept to reproduce
-its numbers; a network trained on pairs (x_t, t) is asked about a level that its input does not have.
+The published SB sampler of SGMSE+ (arXiv:2409.10753) calls its network so, with the state of t and the time of s. It is
+kept to reproduce its numbers; a network trained on pairs (x_t, t) is asked about a level that its input does not have.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ from fewstep.paths import Path
 
 
 class NextTime:
-    """Denoiser in, denoiser out: x0 of the next time of the grid, and the eps that belongs to it at the level of the state.
+    """Denoiser in, denoiser out: x0 of the next time of the grid, and its eps at the level of the state.
 
     Args:
         denoise: the bound denoiser.

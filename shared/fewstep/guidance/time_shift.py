@@ -1,10 +1,11 @@
 """Time-Shift sampler (arXiv:2305.15583): ask the network at the time whose noise level the state really has.
 
-    tau = argmin over |tau - t| <= window/2 of  (V - (a_tau^2 var_data + s_tau^2))^2,    V = variance of one sample over all its elements
+    tau = argmin over |tau - t| <= window/2 of  (V - (a_tau^2 var_data + s_tau^2))^2,   V = variance of a sample's elements
     eps = eps(x_t, tau),    x0 = (x_t - b_t y - s_t eps)/a_t
 
-Few-step trajectories lag behind or run ahead of the marginals (exposure bias); the label follows the state and the grid stays. This is
-the paper's rule, in which the shifted label feeds the next evaluation; its PNM code shifts the target level of the transfer instead.
+Few-step trajectories lag behind or run ahead of the marginals (exposure bias); the label follows the state and the grid
+stays. This is the paper's rule, in which the shifted label feeds the next evaluation; its PNM code shifts the target
+level of the transfer instead.
 """
 
 import torch
@@ -22,7 +23,8 @@ class TimeShift:
         denoise: the bound denoiser.
         path: the path of the states.
         window: width of the interval of labels around the grid's time, in the unit of t.
-        cutoff: labels are shifted at times above it only; the paper tunes window and cutoff per data set and number of steps.
+        cutoff: labels are shifted at times above it only; the paper tunes window and cutoff per data set and number of
+            steps.
         spacing: distance of the candidate labels; 1 on paths of step indices.
         var_data: variance of the elements of x0 (the paper, with a^2 + s^2 = 1, compares with s^2: 0 here).
         y: (B, ...) the anchor on anchored paths.

@@ -3,8 +3,8 @@
     read(pipe.scheduler)                                  a scheduler, or
     read({"_class_name": "DDIMScheduler", ...})           its configuration; what is absent has the class's default
 
-Schedulers that keep x = x0 + sigma eps (Euler, Heun, LMS, KDPM2) are read as the variance-preserving process their networks
-are shown: our state is theirs times a = 1/sqrt(1 + sigma^2). Noise levels are float64 here, float32 there.
+Schedulers that keep x = x0 + sigma eps (Euler, Heun, LMS, KDPM2) are read as the variance-preserving process their
+networks are shown: our state is theirs times a = 1/sqrt(1 + sigma^2). Noise levels are float64 here, float32 there.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.grids import Grid
 from fewstep.guidance.thresholding import StaticThreshold
-from fewstep.integrations.diffusers_grids import FlowSpacing, IndexSpacing, Kind, SigmaSpacing
+from fewstep.integrations.diffusers_grids import Distilled, FlowSpacing, IndexSpacing, Kind, SigmaSpacing
 from fewstep.integrations.diffusers_labels import Labelled, NegatedEDM
 from fewstep.integrations.diffusers_solvers import (
     EulerAtFinal,
@@ -54,7 +54,8 @@ Clip = StaticThreshold | BoundedThreshold
 
 @dataclass(frozen=True)
 class Sampling:
-    """A scheduler's configuration as fewstep objects; all of them describe themselves as JSON (`fewstep.artifacts.describe`).
+    """A scheduler's configuration as fewstep objects; all of them describe themselves as JSON
+    (`fewstep.artifacts.describe`).
 
     Attributes:
         path, prediction: the process, and what the network outputs and is told about time.
@@ -96,8 +97,11 @@ def grid_times(
 ) -> Tensor:
     """(n + 1,) times: of n steps of the grid, at given labels, or at given sigmas (s/a; the unshifted t of flow grids).
 
-    mu is the shift that pipelines of resolution-dependent flow models compute; grids without such a shift do not depend on it.
+    mu is the shift that pipelines of resolution-dependent flow models compute; grids without such a shift do not depend
+    on it.
     """
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("give timesteps or sigmas, not both: one follows from the other")
     if mu is not None and isinstance(grid, FlowSpacing) and grid.dynamic:
         grid = grid.shifted(mu)
     end = getattr(grid, "end", None)
@@ -231,22 +235,6 @@ def _pndm(c: Config) -> Sampling:
     return _indexed(c, solver, _clean_end(c))
 
 
-@dataclass(frozen=True)
-class Distilled(Grid):
-    """Indices of LCM and TCD: n of the `original` ones that the student was trained at, (N // original) k - 1, k = 1 .. original."""
-
-    original: int = 50
-    end: float = -1.0
-
-    def __call__(self, path: Path, n: int) -> Tensor:
-        if not 1 <= n <= self.original:
-            raise ValueError(f"{n} steps asked of a student trained at {self.original} indices")
-        total = int(path.t_max) + 1
-        trained = torch.arange(self.original, 0, -1, dtype=torch.float64) * (total // self.original) - 1
-        index = (torch.arange(n, dtype=torch.float64) * (self.original / n)).floor().long()
-        return torch.cat([trained[index], trained.new_tensor([self.end])])
-
-
 def _lcm(c: Config) -> Sampling:
     path, grid = IndexedVP(betas(c)), Distilled(c["original_inference_steps"])
     return Sampling(path, prediction(c), grid, LCMSampling(c["timestep_scaling"]), clip=clip(c))
@@ -287,8 +275,8 @@ def _deis(c: Config) -> Solver:
 def _family(
     solver: Callable[[Config], Solver], rounding: Literal["nearest", "down"], repeats: bool
 ) -> Callable[[Config], Sampling]:
-    """A reader of the family. rounding: of the labels of exponential and beta sigmas; repeats: respaced sigmas that do not end
-    clean end on their last value, not on the table's."""
+    """A reader of the family. rounding: of the labels of exponential and beta sigmas; repeats: respaced sigmas that do
+    not end clean end on their last value, not on the table's."""
 
     def reader(c: Config) -> Sampling:
         if c.get("use_flow_sigmas"):

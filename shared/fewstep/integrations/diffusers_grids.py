@@ -1,4 +1,4 @@
-"""diffusers' time grids as fewstep grids: the spacings of an index table, respaced sigmas, and flow sigmas with their shifts.
+"""diffusers' time grids as fewstep grids: spacings of an index table, respaced sigmas, flow sigmas with their shifts.
 
 Unlike other grids they may end on a repeated time, where diffusers spends its last evaluation on a step of length zero.
 """
@@ -18,8 +18,8 @@ Kind = Literal["karras", "exponential", "beta"]
 
 
 def respace(kind: Kind, high: float, low: float, n: int, rho: float = 7.0) -> Tensor:
-    """n values from high to low: even in the rho-th root (arXiv:2206.00364), in the logarithm, or at quantiles of Beta(0.6, 0.6)
-    (arXiv:2407.12173)."""
+    """n values from high to low: even in the rho-th root (arXiv:2206.00364), in the logarithm, or at quantiles of
+    Beta(0.6, 0.6) (arXiv:2407.12173)."""
     u = torch.linspace(0, 1, n, dtype=torch.float64)
     if kind == "karras":
         return (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
@@ -31,7 +31,8 @@ def respace(kind: Kind, high: float, low: float, n: int, rho: float = 7.0) -> Te
 def beta_quantile(u: Tensor, alpha: float) -> Tensor:
     """Quantiles of the symmetric Beta(alpha, alpha), elementwise in float64, u in [0, 1].
 
-    By bisection in w = x^alpha, x <= 1/2, where the distribution function is the smooth integral of (1 - w^(1/alpha))^(alpha - 1).
+    By bisection in w = x^alpha, x <= 1/2, where the distribution function is the integral of the smooth
+    (1 - w^(1/alpha))^(alpha - 1).
     """
     total = math.gamma(alpha) ** 2 / math.gamma(2 * alpha)
     target = torch.minimum(u, 1 - u) * total * alpha
@@ -45,7 +46,7 @@ def beta_quantile(u: Tensor, alpha: float) -> Tensor:
 
 
 def _power_series(w: Tensor, alpha: float) -> Tensor:
-    """Integral of (1 - v^(1/alpha))^(alpha - 1) over [0, w]: the binomial series, with terms below 2^-k where w^(1/alpha) <= 1/2."""
+    """Integral of (1 - v^(1/alpha))^(alpha - 1) over [0, w] by its binomial series, whose k-th term is below 2^-k."""
     x, term, total = w ** (1 / alpha), torch.ones_like(w), torch.zeros_like(w)
     for k in range(60):
         total = total + term * alpha / (alpha + k)
@@ -58,7 +59,8 @@ class IndexSpacing(Grid):
     """`timestep_spacing` on a path of indices.
 
     Args:
-        spacing: linspace even between both ends; leading multiples of N // n plus `offset`; trailing back from N in steps of N/n.
+        spacing: linspace even between both ends; leading multiples of N // n plus `offset`; trailing back from N in
+            steps of N/n.
         offset: `steps_offset` of leading.
         extra: lay out n + 1 points and drop the last, as the DPM-Solver family does (not for trailing).
         whole: round linspace to integers.
@@ -91,6 +93,24 @@ class IndexSpacing(Grid):
         else:
             t = torch.arange(top, 0, -total / n, dtype=torch.float64).round() - 1
         return torch.cat([t, t.new_tensor([self.end])])
+
+
+@dataclass(frozen=True)
+class Distilled(Grid):
+    """Indices of LCM and TCD: n of the `original` ones that the student was trained at, (N // original) k - 1, k = 1 ..
+    original.
+    """
+
+    original: int = 50
+    end: float = -1.0
+
+    def __call__(self, path: Path, n: int) -> Tensor:
+        if not 1 <= n <= self.original:
+            raise ValueError(f"{n} steps asked of a student trained at {self.original} indices")
+        total = int(path.t_max) + 1
+        trained = torch.arange(self.original, 0, -1, dtype=torch.float64) * (total // self.original) - 1
+        index = (torch.arange(n, dtype=torch.float64) * (self.original / n)).floor().long()
+        return torch.cat([trained[index], trained.new_tensor([self.end])])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """What a diffusers network is told about time, and the one prediction that fewstep has no row for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from fewstep.paths import Coeffs
 from fewstep.precondition import EDMPrecondition
-from fewstep.prediction import Affine, Eps, Prediction, Row
+from fewstep.prediction import Affine, Prediction, Row
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Labelled(Prediction):
     rounding: `nearest` where diffusers rounds the index of a converted sigma, `down` where it cuts it to an integer.
     """
 
-    inner: Prediction = field(default_factory=Eps)
+    inner: Prediction
     scale: float = 1.0
     rounding: Literal["none", "nearest", "down"] = "none"
     low: float | None = None
@@ -48,7 +48,9 @@ class Labelled(Prediction):
 
 @dataclass(frozen=True)
 class NegatedEDM(EDMPrecondition):
-    """EDMPrecondition of -F: diffusers' "v_prediction" with EDM scales; sigma_data = 1 is v of a VP process shown x/sqrt(1 + sigma^2)."""
+    """EDMPrecondition of -F: diffusers' "v_prediction" with EDM scales; sigma_data = 1 is v of a VP process shown
+    x/sqrt(1 + sigma^2).
+    """
 
     def row(self, c: Coeffs) -> Row:
         p, q, r = super().row(c)

@@ -1,4 +1,5 @@
-"""A diffusers network as the network of a Denoiser: forward(x, label, **conditions) -> output, conditions by the model's own names.
+"""A diffusers network as the network of a Denoiser: forward(x, label, **conditions) -> output, conditions by the
+model's own names.
 
 denoiser = Denoiser.from_diffusers(pipe)
 denoise = CFG(denoiser, 7.5, {"encoder_hidden_states": negative}).bind({"encoder_hidden_states": prompt})
@@ -25,8 +26,9 @@ PER_MILLE = frozenset(
 class DiffusersNetwork(nn.Module):
     """A diffusers model built from its configuration; `of` takes one that exists.
 
-    Shapes: x (B, C, ...) or tokens (B, L, C); label (B,); output as x: of a model that also predicts variances (2 C channels) the
-    first half. Conditions that the model's forward does not name go into its `added_cond_kwargs` (SDXL's text_embeds and time_ids).
+    Shapes: x (B, C, ...) or tokens (B, L, C); label (B,); output as x: of a model that also predicts variances (2 C
+    channels) the first half. Conditions that the model's forward does not name go into its `added_cond_kwargs` (SDXL's
+    text_embeds and time_ids).
 
     Args:
         name: class in diffusers.
@@ -54,8 +56,8 @@ class DiffusersNetwork(nn.Module):
         state = next((name for name in ("sample", "hidden_states") if name in arguments), None)
         if state is None or "timestep" not in arguments or "return_dict" not in arguments:
             raise ValueError(
-                f"{type(model).__name__}.forward takes {', '.join(arguments)}; a network needs sample or hidden_states, timestep "
-                "and return_dict"
+                f"{type(model).__name__}.forward takes {', '.join(arguments)}; a network needs sample or hidden_states, "
+                "timestep and return_dict"
             )
         self.name, self.state = type(model).__name__, state
         self.arguments = frozenset(arguments)
@@ -77,7 +79,9 @@ class DiffusersNetwork(nn.Module):
 
 
 def parts(source: Any, scheduler: Any | None = None) -> tuple[DiffusersNetwork, Path, Prediction]:
-    """(network, path, prediction) of a pipeline, or of a model with its scheduler (or the scheduler's configuration)."""
+    """(network, path, prediction) of a pipeline, or of a model with its scheduler (or the scheduler's
+    configuration).
+    """
     model = source
     if not isinstance(source, nn.Module):
         model = next((m for n in ("unet", "transformer") if isinstance(m := getattr(source, n, None), nn.Module)), None)

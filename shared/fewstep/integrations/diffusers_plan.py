@@ -1,6 +1,7 @@
 """A plan cut into the calls that a diffusers pipeline makes: one network evaluation each.
 
-Rows without evaluation belong to the call before them; those ahead of the first call act on the initial noise, whose law is known.
+Rows without evaluation belong to the call before them; those ahead of the first call act on the initial noise, whose
+law is known.
 """
 
 import math
@@ -20,7 +21,9 @@ from fewstep.solvers.wrapper import SolverWrapper
 
 
 class Call(NamedTuple):
-    """row: the one with this evaluation; after: rows without evaluation that follow; at: the plain numbers of its time."""
+    """row: the one with this evaluation; after: rows without evaluation that follow; at: the plain numbers of its
+    time.
+    """
 
     row: Row
     after: tuple[Row, ...]
@@ -28,7 +31,9 @@ class Call(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """calls: in order; lead: rows ahead of the first; keep: of `advance`; starts: the number of the first call of each step."""
+    """calls: in order; lead: rows ahead of the first; keep: of `advance`; starts: the number of the first call of each
+    step.
+    """
 
     calls: tuple[Call, ...]
     lead: tuple[Row, ...]
@@ -107,8 +112,8 @@ class Inside(SolverWrapper):
 def begin(rows: tuple[Row, ...], number: int, solver: Solver, path: Path, times: Tensor) -> tuple[Row, ...]:
     """The rows of a trajectory that begins at call `number` of the plan `rows`.
 
-    A solver that looks back starts afresh there; one that does not goes on with its rows. A call inside a step finishes that step
-    to first order.
+    A solver that looks back starts afresh there; one that does not goes on with its rows. A call inside a step finishes
+    that step to first order.
     """
     evaluated = [k for k, row in enumerate(rows) if row.e]
     ends = [k for k, row in enumerate(rows) if row.last]

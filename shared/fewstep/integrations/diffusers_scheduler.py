@@ -2,9 +2,9 @@
 
     pipe.scheduler = FewstepScheduler.from_diffusers(pipe.scheduler, DPMpp2M())
 
-keeps the process that the pipeline's network was trained on and replaces how it is solved. `step` is one linear combination of the
-states and raw network outputs so far (fewstep.sampling.fold). Where a solver makes several evaluations per step, `timesteps` has an
-entry for each, as diffusers' Heun has.
+keeps the process that the pipeline's network was trained on and replaces how it is solved. `step` is one linear
+combination of the states and raw network outputs so far (fewstep.sampling.fold). Where a solver makes several
+evaluations per step, `timesteps` has an entry for each, as diffusers' Heun has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,9 @@ Description = Mapping[str, Any]
 
 
 class StepOutput(Sequence[Tensor]):
-    """`prev_sample`, and `pred_original_sample` computed when asked for: as attributes, by these names, or as a tuple of two."""
+    """`prev_sample`, and `pred_original_sample` computed when asked for: as attributes, by these names, or as a tuple
+    of two.
+    """
 
     def __init__(self, prev_sample: Tensor, x0: Callable[[], Tensor]) -> None:
         self.prev_sample, self._x0 = prev_sample, x0
@@ -53,7 +55,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     """Scheduler of a solver and a grid on a path; objects, or their descriptions as `config` holds them.
 
     Args:
-        path: the process, without anchor; prediction: what the network outputs, how its input is scaled and its time labelled.
+        path: the process, without anchor.
+        prediction: what the network outputs, how its input is scaled and its time labelled.
         solver, grid: any of fewstep's.
         init_noise_sigma: factor of the pipeline's initial noise; None: s at the first time of the grid.
         clip: applied to every x0, which is then also what eps follows from; None does nothing.
@@ -90,8 +93,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     def from_diffusers(
         cls, scheduler: Any, solver: Solver | None = None, grid: Grid | None = None
     ) -> "FewstepScheduler":
-        """The process of a diffusers scheduler (or of its configuration, or of one of ours) with this solver and grid; each defaults
-        to the scheduler's."""
+        """The process of a diffusers scheduler (or of its configuration, or of one of ours) with this solver and grid;
+        each defaults to the scheduler's."""
         config = scheduler if isinstance(scheduler, Mapping) else scheduler.config
         if isinstance(scheduler, cls):
             found, init, steps, settings = scheduler, config["init_noise_sigma"], len(scheduler), config["settings"]
@@ -99,12 +102,14 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
             found = read(scheduler)
             init, steps = found.init_noise_sigma, found.steps
             settings = {k: v for k, v in config.items() if not k.startswith("_")}
-        solver, grid = solver or found.solver, grid or found.grid
-        return cls(found.path, found.prediction, solver, grid, init, found.clip, steps, settings)
+        own = found.path, found.prediction, solver or found.solver, grid or found.grid
+        return cls(*own, init, found.clip, steps, settings)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in ConfigMixin; `settings` are repeated at the top level for pipelines, and not expected by `__init__` there."""
+        """As in ConfigMixin; `settings` are repeated at the top level for pipelines, and not expected by `__init__`
+        there.
+        """
         extra = set(config_dict.get("settings") or {}) - cls._get_init_keys(cls)
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in extra}, **kwargs)
 
@@ -120,8 +125,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Plan n steps of the grid, or steps at given labels or sigmas; see `grid_times`.
 
-        Flow pipelines always pass sigmas, evenly from 1 to 1/n where the user gave none. Those even ones stand for n where the grid is
-        not diffusers' own.
+        Flow pipelines always pass sigmas, evenly from 1 to 1/n where the user gave none. Those even ones stand for n
+        where the grid is not diffusers' own.
         """
         if sigmas is not None and not isinstance(self.grid, FlowSpacing) and _even(sigmas):
             num_inference_steps, sigmas = len(sigmas), None
@@ -195,8 +200,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
             labels = self._whole.labels[first:]
             if len(labels) != len(self._plan.calls) or not np.allclose(labels, self._plan.labels):
                 raise ValueError(
-                    f"{type(self.solver).__name__} cannot begin at call {first} of {len(self._whole.calls)}: its start takes other "
-                    "evaluations than its later steps; choose another solver"
+                    f"{type(self.solver).__name__} cannot begin at call {first} of {len(self._whole.calls)}: its start "
+                    "takes other evaluations than its later steps; choose another solver"
                 )
         self._first = first
         return first
@@ -228,9 +233,11 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         """The state after one network evaluation at `sample`.
 
         Args:
-            model_output: (B, C, ...) as the network gives it; of 2 C channels (learned variance) the first half is used.
+            model_output: (B, C, ...) as the network gives it; of 2 C channels (learned variance) the first half is
+                used.
             timestep: the entry of `timesteps`; decides where to begin, later calls follow in order.
-            sample: (B, C, ...) the state, whether or not it is the one returned last; half precision is computed in float32.
+            sample: (B, C, ...) the state, whether or not it is the one returned last; half precision is computed in
+                float32.
             eta: DDIMPipeline's; noise is the solver's here, so only 0.
             use_clipped_model_output: DDIMPipeline's; a clipped x0 always changes eps here, so not False beside a clip.
             generator: of the noise of stochastic solvers, one or one per sample.

@@ -1,7 +1,8 @@
 """Steps as diffusers takes them where they are not simply a fewstep solver between neighbouring times of the grid.
 
-DDIMScheduler and PNDMScheduler step by the stride N // n of an index table of N entries whatever their grid says, so with
-`linspace` spacing, or where n does not divide N, the state is at a slightly other level than the next evaluation assumes.
+DDIMScheduler and PNDMScheduler step by the stride N // n of an index table of N entries whatever their grid says, so
+with `linspace` spacing, or where n does not divide N, the state is at a slightly other level than the next evaluation
+assumes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,9 @@ def stride(path: Path, n: int) -> int:
 
 @dataclass(frozen=True)
 class StridedDDIM(SolverWrapper):
-    """DDIMScheduler: the step of `Ancestral(eta)` from t to t - N // n, to the end of the grid where that is below index 0."""
+    """DDIMScheduler: the step of `Ancestral(eta)` from t to t - N // n, to the end of the grid where that is below
+    index 0.
+    """
 
     solver: Solver = field(default_factory=lambda: Ancestral(0.0))
 
@@ -43,9 +46,10 @@ class StridedPNDM(Solver):
     """PNDMScheduler (arXiv:2202.09778): DDIM steps with eps from Adams-Bashforth weights. n + 1, or n + 9 evaluations.
 
     Args:
-        runge_kutta: take the first three steps by the pseudo Runge-Kutta method, 4 evaluations each (`skip_prk_steps=False`), in
-            place of one improved Euler step.
-        velocity: combine the outputs of a v-predicting network, and convert the result at the state that the step leaves.
+        runge_kutta: take the first three steps by the pseudo Runge-Kutta method, 4 evaluations each
+            (`skip_prk_steps=False`), in place of one improved Euler step.
+        velocity: combine the outputs of a v-predicting network, and convert the result at the state that the step
+            leaves.
     """
 
     uses = "eps"
@@ -75,7 +79,9 @@ class StridedPNDM(Solver):
     def _combine(
         self, path: Path, c: int, base: int, times: tuple[float, float], labels: list[float], weights: dict[int, float]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Weights of the states and estimates, newest first, of (a_e/a_s) X_base + (s_e - a_e s_s/a_s) sum_k w_k eps_k."""
+        """Weights of the states and estimates, newest first, of (a_e/a_s) X_base + (s_e - a_e s_s/a_s) sum_k w_k
+        eps_k.
+        """
         a, _, s = (v.tolist() for v in path.schedule(torch.tensor([*times, *labels], dtype=torch.float64)))
         gain = s[1] - a[1] * s[0] / a[0]
         x, e = [0.0] * (c + 1), [0.0] * (c + 1)
@@ -91,7 +97,9 @@ class StridedPNDM(Solver):
 
     @staticmethod
     def _plms(t: list[float], step: int) -> Iterator[tuple[float, int, float, float, dict[int, float]]]:
-        """(label, call whose state the step leaves, its start, its end, weights by call); the second time is called twice."""
+        """(label, call whose state the step leaves, its start, its end, weights by call); the second time is called
+        twice.
+        """
         labels, used = [*t[:2], *t[1:]] if len(t) > 1 else t, []
         for c, label in enumerate(labels):
             if c == 1:
@@ -151,7 +159,9 @@ class TCDSampling(Solver):
 
 @dataclass(frozen=True)
 class LargeVariance(Solver):
-    """DDPMScheduler with `fixed_large`: the posterior's mean with variance 1 - (a_t/a_s)^2; none is added at index 0."""
+    """DDPMScheduler with `fixed_large`: the posterior's mean with variance 1 - (a_t/a_s)^2; none is added at index
+    0.
+    """
 
     order = 1
 

@@ -65,8 +65,8 @@ class LastBar(Betas):
 class SigmaTable(Path):
     """Index time in [-1, N - 1] with sigma = s/a, or log sigma, piecewise linear; a = 1/sqrt(1 + sigma^2), s = sigma a.
 
-    From the clean end -1 to index 0 sigma itself is linear. Beyond the last index the last piece goes on, for grids that begin
-    at a sigma above the table's.
+    From the clean end -1 to index 0 sigma itself is linear. Beyond the last index the last piece goes on, for grids
+    that begin at a sigma above the table's.
     """
 
     betas: Betas

@@ -10,7 +10,9 @@ from fewstep.paths import expand
 
 @dataclass(frozen=True)
 class BoundedThreshold:
-    """x0' = clamp(x0, -m, m)/m, m the quantile `ratio` of |x0| over the sample, kept in [1, most]; most = 1 is a plain clamp."""
+    """x0' = clamp(x0, -m, m)/m, m the quantile `ratio` of |x0| over the sample, kept in [1, most]; most = 1 is a plain
+    clamp.
+    """
 
     ratio: float = 0.995
     most: float = 1.0

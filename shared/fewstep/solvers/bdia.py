@@ -1,12 +1,13 @@
 """BDIA (arXiv:2307.10829): a DDIM sampler that can be run backwards exactly. 1 NFE per step.
 
-With F(z; t -> s) = (s_s/s_t) z + (a_s - a_t s_s/s_t) x0 the DDIM step out of z at t, which can lead either way in time, and p before t:
+With the DDIM step F(z; t -> s) = (s_s/s_t) z + (a_s - a_t s_s/s_t) x0, which can lead either way, and p before t:
 
     z_s = F(z_t; t -> s) + gamma (z_p - F(z_t; t -> p)),     the first step is F alone
     z_p = F(z_t; t -> p) + (z_s - F(z_t; t -> s)) / gamma
 
-so the inverse of BDIA(gamma) is BDIA(1/gamma) on the reversed grid. Rounding errors grow by 1/gamma per inverted step: keep states in
-float64. gamma = 1 (editing) is a leapfrog of second order; gamma < 1 (.5 in the paper's text-to-image samples) damps it, at first order.
+so the inverse of BDIA(gamma) is BDIA(1/gamma) on the reversed grid. Rounding errors grow by 1/gamma per inverted step:
+keep states in float64. gamma = 1 (editing) is a leapfrog of second order; gamma < 1 (.5 in the paper's text-to-image
+samples) damps it, at first order.
 """
 
 from collections.abc import Sequence
@@ -59,8 +60,10 @@ def invert(
     Args:
         x: (B, ...) the state at grid[-1]: a sample of `solver`, or a real one.
         grid: (n + 1,) decreasing times, n >= 2.
-        before: (B, ...) the state at grid[-2]. With it the inversion is exact, and starts at clean data if need be. A real sample has
-            none: then one DDIM step from x to grid[-2] stands in, for which s(grid[-1]) > 0, and `resume` gives exactly x again.
+        before: (B, ...) the state at grid[-2]. With it the inversion is exact, and starts at clean data if need be. A
+        real
+            sample has none: one DDIM step from x to grid[-2] stands in, for which s(grid[-1]) > 0; `resume` then gives
+            exactly x again.
     Returns:
         Two (B, ...). The first alone gives the trajectory back only if its first step was DDIM's, as in `sample`.
     Raises:
@@ -69,7 +72,7 @@ def invert(
     growth = solver.gamma ** (2 - len(grid)) if solver.gamma else float("inf")
     if growth > GROWTH:
         raise ValueError(
-            f"inverting {len(grid) - 1} steps of BDIA with gamma {solver.gamma} multiplies rounding errors by {growth:.1g}, "
+            f"inverting {len(grid) - 1} steps of BDIA({solver.gamma}) multiplies rounding errors by {growth:.1g}, "
             f"more than {GROWTH:.0e}: use gamma nearer to 1 or fewer steps"
         )
     if before is None and path.schedule(grid[-1:])[2].item() == 0:

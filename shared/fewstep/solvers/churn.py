@@ -1,10 +1,10 @@
-"""EDM's stochastic sampler (arXiv:2206.00364, algorithm 2): raise the noise level a little before every step of a one-step solver.
+"""EDM's stochastic sampler (arXiv:2206.00364, algorithm 2): raise the noise before every step of a one-step solver.
 
     gamma = min(s_churn / n, sqrt(2) - 1) where s_min <= rho_t <= s_max, else 0;     rho = s/a, n steps
-    rho^ = (1 + gamma) rho_t,     z^ = (a^/a_t) z_t + a^ s_noise sqrt(rho^^2 - rho_t^2) xi,     then the solver's step from t^ to s
+    rho^ = (1 + gamma) rho_t,     z^ = (a^/a_t) z_t + a^ s_noise sqrt(rho^^2 - rho_t^2) xi,     then a step from t^ to s
 
-No evaluation is added: 2n - 1 for Heun. On any path the raised level has its own time t^, at most t_max, above which no network was trained
-(the official code has no such limit).
+No evaluation is added: 2n - 1 for Heun. On any path the raised level has its own time t^, at most t_max, above which no
+network was trained (the official code has no such limit).
 """
 
 import math

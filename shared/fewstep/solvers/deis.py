@@ -1,15 +1,18 @@
-"""DEIS (arXiv:2204.13902): the exact integral of dz/drho = eps, z = x/a, rho = s/a, with eps as a polynomial of degree k through the
-current and the k previous nodes. 1 NFE per step.
+"""DEIS (arXiv:2204.13902): the exact integral of dz/drho = eps, z = x/a, rho = s/a. 1 NFE per step.
+
+eps is a polynomial of degree k through the current and the k previous nodes:
 
     z_s = (a_s/a_t) z_t + a_s sum_j C_j eps_j,     C_j = INT ell_j(x) drho,     x = (v - v_t)/(v_s - v_t) in [0, 1]
 
-Three members differ in the variable v of the polynomial ell_j = sum_m c_jm x^m, so in the moments M_m = INT x^m drho, C_j = sum_m c_jm M_m:
+Three members differ in the variable v of the polynomials ell_j = sum_m c_jm x^m, so in the moments M_m = INT x^m drho
+of C_j = sum_m c_jm M_m:
 
     deis_t       v = t        tAB of the paper; M_m by quadrature
     deis_rho     v = rho      rhoAB of the paper, LMS of k-diffusion; M_m = (rho_s - rho_t)/(m + 1)
-    deis_lambda  v = lambda   DEISMultistepScheduler of diffusers; a_s M_m = m! E_(m+1), the exact exponential weights in noise form
+    deis_lambda  v = lambda   DEISMultistepScheduler of diffusers; a_s M_m = m! E_(m+1), the exact exponential weights
 
-M_0 = rho_s - rho_t in closed form, so every member is exact for constant eps and DDIM at degree 0. The official tAB sums 10000 rectangles.
+M_0 = rho_s - rho_t in closed form, so every member is exact for constant eps and DDIM at degree 0. The official tAB
+sums 10000 rectangles.
 """
 
 import math
@@ -29,8 +32,8 @@ from fewstep.solvers.exponential import Step
 class DEIS(Solver):
     """Order degree + 1 once as many steps are taken; the first steps use degree 0, 1, ...
 
-    degree: of the polynomial. variable: what it is a polynomial of. tail: with fewer than `tail` steps in all, the last ones use degree
-    (steps left) - 1 (diffusers' `lower_order_final` is tail = 15).
+    degree: of the polynomial. variable: what it is a polynomial of. tail: with fewer than `tail` steps in all, the last
+    ones use degree (steps left) - 1 (diffusers' `lower_order_final` is tail = 15).
     A node where v is infinite (a = 0 or, for lambda, s = 0) is left out; out of a = 0 the step is DDIM's.
     """
 
@@ -81,7 +84,7 @@ class DEIS(Solver):
 
 
 def lagrange(nodes: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Coefficients c_jm of the Lagrange polynomials through x = 0 and `nodes`, elementwise; those of a non-finite node are 0."""
+    """c_jm of the Lagrange polynomials through x = 0 and `nodes`, elementwise; those of a non-finite node are 0."""
     there = [torch.ones_like(v, dtype=torch.bool) for v in nodes[:1]] + [v.isfinite() for v in nodes]
     r = [torch.zeros_like(v) for v in nodes[:1]] + [torch.where(v.isfinite(), v, 0.0) for v in nodes]
     basis = []
@@ -103,11 +106,12 @@ def weigh(coefficients: Sequence[Tensor], moments: Sequence[Tensor]) -> Tensor:
 
 
 def rises(path: Path, t: Tensor, s: Tensor, degree: int, nodes: int = 67) -> list[Tensor]:
-    """m INT_0^1 x^(m-1) (rho(t + x (s - t)) - rho_t) dx for m = 1 .. degree, by which M_m falls short of M_0 (partial integration).
+    """m INT_0^1 x^(m-1) (rho(t + x (s - t)) - rho_t) dx for m = 1 .. degree.
 
-    Tanh-sinh quadrature: its nodes crowd at both ends, where rho rises like a square root (clean) or has a pole nearby (noisy), which
-    Gauss-Legendre needs one substitution each for. Rounding on smooth paths (1e-14; 3e-12 from t = 0.99999 of a rectified flow),
-    1e-5 over the kinks of tabulated ones.
+    By partial integration M_m falls short of M_0 by that much. Tanh-sinh quadrature: its nodes crowd at both ends,
+    where rho rises like a square root (clean) or has a pole nearby (noisy); Gauss-Legendre needs one substitution for
+    each. Rounding on smooth paths (1e-14; 3e-12 from t = 0.99999 of a rectified flow), 1e-5 over the kinks of tabulated
+    ones.
     """
     u = torch.linspace(-3.1, 3.1, nodes, dtype=torch.float64, device=t.device)
     x = torch.sigmoid(math.pi * u.sinh())

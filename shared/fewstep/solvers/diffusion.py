@@ -1,7 +1,8 @@
 """How much noise a sampling SDE adds: the function e(t) >= 0 of  dx = (u -+ e score) dt + sqrt(2 e) dW.
 
-u = a' x0 + b' y + s' eps is the velocity of the path. The marginals are those of the path for every e (arXiv:2303.08797, theorem
-2.12, 2.13): e = 0 is the probability-flow ODE, and e = g^2/2 the reverse of the path's own SDE, whose noise is
+u = a' x0 + b' y + s' eps is the velocity of the path. The marginals are those of the path for every e
+(arXiv:2303.08797): e = 0 is the probability-flow ODE, and e = g^2/2 the reverse of the path's own
+SDE, whose noise is
 
     g^2 = (s^2)' - 2 f s^2 = 2 s (s' - f s),    f = a'/a
 """
@@ -50,7 +51,9 @@ class ConstantDiffusion(Diffusion):
 
 @dataclass(frozen=True)
 class NoiseDiffusion(Diffusion):
-    """e = scale s(t): vanishes with the noise of the path, so that the drift e/s eps stays finite at both ends of a bridge."""
+    """e = scale s(t): vanishes with the noise of the path, so that the drift e/s eps stays finite at both ends of a
+    bridge.
+    """
 
     scale: float = 1.0
 

@@ -6,7 +6,7 @@ With f = (1 - l) z - x0 at the evaluated states, z = x/a, and L, S, B of `ems.No
     g = e^(S_t - S) f - beta,     beta = e^(S_t) (B - B_t)
 
 where g is a polynomial in lambda through the latest nodes (a constant in first order) and INT the trapezoidal rule over the nodes of
-the statistics. l = 1, s = b = 0 is the data form and l = 0 the noise form of the exponential multistep.
+the statistics. (l, s, b) = (1, 0, 0) is the data form of the exponential multistep and (0, -1, 0) its noise form.
 """
 
 from collections.abc import Iterable, Sequence

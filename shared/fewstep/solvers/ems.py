@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -86,8 +86,8 @@ def data_form(first: float, last: float, n: int) -> EMS:
 
 
 def noise_form(first: float, last: float, n: int) -> EMS:
-    """The statistics with which DPM-Solver-v3 is the exponential multistep in eps."""
-    return replace(data_form(first, last, n), l=(0.0,) * (n + 1))
+    """The statistics with which DPM-Solver-v3 is the exponential multistep in eps: f = rho eps falls by exp(-lambda), so s = -1."""
+    return EMS(first, last, (0.0,) * (n + 1), (-1.0,) * (n + 1), (0.0,) * (n + 1))
 
 
 class Moments(NamedTuple):
@@ -220,11 +220,10 @@ def _moments(look: Look, dims: list[int]) -> Moments:
 def _regress(first: float, last: float, m: Moments, size: Tensor) -> EMS:
     """s and b from the moments of all nodes; size: E x0^2.
 
-    Where f hardly varies (any Gaussian data; high noise) the ratio cov(f, f')/var(f) is noise: the floor, a ten-thousandth of the
-    size of the data, lets s vanish there.
+    Where f does not vary (Gaussian data) cov(f, f')/var(f) is 0/0: the floor, a millionth of the size of the data, makes s vanish.
     """
     slope = _slope(m.l, (last - first) / (len(m.l) - 1))
-    s = (m.fr - slope * m.fz) / (m.ff + 1e-8 * size)
+    s = (m.fr - slope * m.fz) / (m.ff + 1e-12 * size)
     b = m.r - slope * m.z - s * m.f
     kept = [v if v.ndim > 1 else tuple(v.tolist()) for v in (m.l, s, b)]
     return EMS(first, last, *kept)

@@ -4,9 +4,9 @@
 
     x_s = x_t + (s - t) u_t + |s - t| e_t score_t + sqrt(2 e_t |s - t|) xi
 
-The score pulls towards the data whichever way time runs: decreasing grids sample (backward SDE), increasing ones add noise.
-e = g^2/2 is the reverse-diffusion predictor of Score-SDE and SGMSE+ and the sampler of IR-SDE, e = 0 Euler's ODE step.
-In z = x - b y with the estimate x0, eps = (z - a x0)/s:
+The score pulls towards the data whichever way time runs: decreasing grids sample (backward SDE), increasing ones add
+noise. e = g^2/2 is the reverse-diffusion predictor of Score-SDE and SGMSE+ and the sampler of IR-SDE, e = 0 Euler's ODE
+step. In z = x - b y with the estimate x0, eps = (z - a x0)/s:
 
     z_s = (1 + k/s_t) z_t + ((s - t) a' - a_t k/s_t) x0 + (b_t + (s - t) b' - b_s) y + sqrt(2 e |s - t|) xi
     k   = (s - t) s' - |s - t| e/s_t
@@ -28,7 +28,7 @@ from fewstep.solvers.diffusion import Diffusion, OwnDiffusion
 
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    """First order, also weakly; steps out of s = 0, or where rates or diffusion are infinite, are DDIM steps. Finite at s_s = 0."""
+    """First order, also weakly; finite at s_s = 0. Steps out of s = 0 or of infinite rates or diffusion are DDIM's."""
 
     order = 1
 

@@ -1,11 +1,12 @@
-"""Gamma sampling (CTM, arXiv:2310.02279, algorithm 3): go down deterministically to a cleaner level, then put noise back.
+"""Gamma sampling (CTM, arXiv:2310.02279): go down to a cleaner level, then put noise back.
 
 With rho = s/a the level between is  rho_u = sqrt(1 - gamma^2) rho_s  and the fresh noise has std  gamma s_s:
 
     z_s = a_s x0 + sqrt(1 - gamma^2) s_s eps + gamma s_s xi
 
-gamma = 1 forgets eps altogether: multistep consistency sampling (arXiv:2303.01469) and LCM (arXiv:2310.04378); gamma = 0 is DDIM.
-Here the way down is a DDIM step of a denoiser; with a flow map it is exact: `fewstep.flow_map.sample_jumps`.
+gamma = 1 forgets eps altogether: multistep consistency sampling (arXiv:2303.01469) and LCM (arXiv:2310.04378);
+gamma = 0 is DDIM. Here the way down is a DDIM step of a denoiser; with a flow map it is exact:
+`fewstep.flow_map.sample_jumps`.
 """
 
 from dataclasses import dataclass

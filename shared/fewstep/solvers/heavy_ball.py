@@ -1,17 +1,19 @@
-"""Momentum for diffusion ODEs (arXiv:2307.11118): damp the artefacts that large steps leave under guidance. 1 NFE per step.
+"""Momentum for diffusion ODEs (arXiv:2307.11118): damps the artefacts of large steps under guidance. 1 NFE per step.
 
-The paper's real-valued order R: k = ceil(R) Adams-Bashforth points and momentum beta = R - floor(R), or 1 (none) where R is an integer.
-With p_i the Adams-Bashforth combination of the last k estimates eps, and u_i the slope of step i, z_(i+1) = z_i + (rho_(i+1) - rho_i) u_i:
+The paper's real-valued order R: k = ceil(R) Adams-Bashforth points and momentum beta = R - floor(R), or 1 (none) where
+R is an integer. With p_i the Adams-Bashforth combination of the last k estimates eps, and u_i the slope of step i,
+z_(i+1) = z_i + (rho_(i+1) - rho_i) u_i:
 
     HeavyBall   v_i = (1 - beta) v_(i-1) + beta p_i,      u_i = v_i
     Nesterov    v_i as above,                             u_i = (1 - beta) v_i + beta p_i
-    GHVB        v_i = (1 - beta) v_(i-1) + beta eps_i,    u_i = sum_j w_j v_(i-j)     w: Adams-Bashforth corrected for the lag of v
+    GHVB        v_i = (1 - beta) v_(i-1) + beta eps_i,    u_i = sum_j w_j v_(i-j),  w corrected for the lag of v
 
-v starts at the first eps. v remembers every estimate, but applying 1 - (1 - beta) shift to u leaves a finite rule (`slope` below):
+v starts at the first eps and remembers every estimate, but applying 1 - (1 - beta) shift to u leaves a finite rule:
 
     u_i = (1 - beta) u_(i-1) + beta q_i,     q = p,     (2 - beta) p_i - (1 - beta) p_(i-1),     sum_j w_j eps_(i-j)
 
-while the weights of u_(i-1) are those of u_i; in the first steps u is written out in the estimates. R integer is IPNDM(R), bit by bit.
+while the weights of u_(i-1) are those of u_i; in the first steps u is written out in the estimates. R integer is
+IPNDM(R), bit by bit.
 """
 
 import math
@@ -23,7 +25,7 @@ from fewstep.solvers.ipndm import FixedWeights, adams_bashforth
 
 @dataclass(frozen=True)
 class Momentum(FixedWeights):
-    """nominal: the order R > 0 of the paper; `order` is what is measured (the lag of v is of first order unless corrected)."""
+    """nominal: the order R > 0 of the paper; `order` is the measured one: the lag of v, if uncorrected, leaves 1."""
 
     nominal: float = 1.5
 
@@ -54,7 +56,7 @@ class Momentum(FixedWeights):
         """beta q_i as weights of the estimates."""
 
     def slope(self, i: int) -> tuple[float, list[float]]:
-        """u_1 is written out as u_0 = eps_0, which also holds where the first step came out of a = 0 and rho was infinite."""
+        """u_1 is written out with u_0 = eps_0, which holds also after a first step out of a = 0 (rho infinite)."""
         if i == 0:
             return 0.0, [1.0]
         return (0.0, added(self.fresh(1), [0.0, 1.0 - self.beta])) if i == 1 else (1.0 - self.beta, self.fresh(i))
@@ -85,7 +87,7 @@ class Nesterov(Momentum):
 
 @dataclass(frozen=True)
 class GHVB(Momentum):
-    """Generalised heavy ball: Adams-Bashforth on top of the momentum, of order k where rho is evenly spaced and of order 2 elsewhere."""
+    """Generalised heavy ball: Adams-Bashforth on the velocity. Order k on even steps in rho, at most 2 elsewhere."""
 
     @property
     def order(self) -> int:

@@ -1,9 +1,9 @@
-"""Multistep solvers with fixed weights on the DDIM step, and the first of them, iPNDM (arXiv:2202.09778, arXiv:2204.13902). 1 NFE per step.
+"""Multistep solvers with fixed weights on the DDIM step; the first of them is iPNDM (arXiv:2204.13902). 1 NFE per step.
 
     z_s = (a_s/a_t) z_t + a_s (rho_s - rho_t) u,     u = m u_before + sum_j w_j eps_j,     rho = s/a
 
-u is the slope dz/drho of the step. The one before is a difference of past states, u_before = (z_t/a_t - z_p/a_p) / (rho_t - rho_p),
-so that momentum needs no state of its own. iPNDM has m = 0 and Adams-Bashforth weights
+u is the slope dz/drho of the step. The one before is a difference of past states, so momentum needs no state of its
+own: u_before = (z_t/a_t - z_p/a_p) / (rho_t - rho_p). iPNDM has m = 0 and Adams-Bashforth weights
 
     1        (3, -1)/2        (23, -16, 5)/12        (55, -59, 37, -9)/24
 
@@ -22,8 +22,9 @@ from fewstep.solvers.base import Solver, Stage
 
 
 def adams_bashforth(k: int, beta: float = 1.0) -> list[float]:
-    """k weights, newest first: sum_m gamma_m D^m (1 + (1 - beta)/beta D) without D^k, D the backward difference; gamma = 1, 1/2, 5/12, ...
+    """k weights, newest first: sum_m gamma_m D^m (1 + (1 - beta)/beta D) without D^k.
 
+    D is the backward difference, gamma = 1, 1/2, 5/12, 3/8, ...
     beta < 1 corrects for estimates that lag behind as v_i = (1 - beta) v_(i-1) + beta eps_i does (arXiv:2307.11118).
     """
     gamma: list[float] = []

@@ -1,4 +1,4 @@
-"""The linear multistep sampler of k-diffusion and diffusers: Adams-Bashforth on a non-uniform grid of rho = s/a. 1 NFE per step.
+"""The linear multistep sampler of k-diffusion and diffusers: Adams-Bashforth on any grid of rho = s/a. 1 NFE per step.
 
     z_s = z_t + sum_j C_j eps_j,     C_j = INT ell_j(rho) drho,     z = x/a
 

@@ -1,4 +1,4 @@
-"""Return the mean of the last step: it is taken without its noise (Score-SDE's `denoise`, arXiv:2011.13456; SGMSE+, SB-SDE)."""
+"""Take the last step without its noise and so return its mean (`denoise` of Score-SDE, arXiv:2011.13456; SGMSE+)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
 """Euler steps of IR-SDE (arXiv:2301.11699) at its own indices: what the published code runs, 100 steps of 1 NFE.
 
-    reverse SDE   x_{i-1} = x_i - (theta_i (y - x_i) - sigma_i^2 score) dt + sigma_i sqrt(dt) xi      OwnDiffusion(eta=1)
-    reverse ODE   the same with sigma_i^2/2 and no noise                                              OwnDiffusion(eta=0)
+    reverse SDE, eta = 1   x_{i-1} = x_i - (theta_i (y - x_i) - sigma_i^2 score) dt + sigma_i sqrt(dt) xi
+    reverse ODE, eta = 0   the same with sigma_i^2/2 and no noise                      eta of OwnDiffusion
 
-They are `EulerMaruyama` with theta_i, the rate of the interval below i, where the path has a kink. Steps over k indices use
-theta_i k dt. The published posterior step is `Ancestral()`, and the solvers of VP paths (MRS, arXiv:2502.07856) need no class of
-their own either: on this path z = x - y is a rescaled VP state.
+They are `EulerMaruyama` with theta_i, the rate of the interval below i, where the path has a kink. Steps over k indices
+use theta_i k dt. The published posterior step is `Ancestral()`, and the solvers of VP paths (MRS, arXiv:2502.07856)
+need no class of their own either: on this path z = x - y is a rescaled VP state.
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,9 @@ PLMS      first step   e = (eps(z, t) + eps(T(z, t -> s, eps), s))/2          (2
 PNDM      first three  e = (e_1 + 2 e_2 + 2 e_3 + e_4)/6 at t, m, m, s with m = (t + s)/2          (4 NFE each)
 then      T(z, t -> s, sum_j w_j eps_j), w as in ipndm.py; of a Runge-Kutta step only e_1 is remembered     (1 NFE)
 
-S-PNDM is PLMS(2), F-PNDM is PNDM(), and PLMS(4) is the PLMS sampler of Stable Diffusion (diffusers' PNDMScheduler with skip_prk_steps).
-The weights assume equal steps: both are of second order on a grid that is not uniform in rho.
+S-PNDM is PLMS(2), F-PNDM is PNDM(), and PLMS(4) is the PLMS sampler of Stable Diffusion (diffusers' PNDMScheduler with
+skip_prk_steps). The weights assume equal steps: both are of second order on a grid that is not uniform in rho. A pseudo
+Runge-Kutta step multiplies errors of eps by its ratio of rho: PNDM() wants some ten steps.
 Index conventions of the official code (its states sit one index away from their labels) belong to the path, not here.
 """
 
@@ -61,7 +62,7 @@ def transfer(path: Path, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class PLMS(PseudoNumerical):
-    """Improved Euler first, then 2, 3, ... up to `points` estimates: n + 1 evaluations for n steps, 1 for n = 1 into clean data."""
+    """Improved Euler first, then 2, 3, ... up to `points` estimates: n + 1 evaluations, 1 for n = 1 into clean data."""
 
     starts = 1
 

@@ -1,12 +1,12 @@
-"""Predictor-corrector sampling (Score-SDE arXiv:2011.13456; SGMSE+ arXiv:2208.05830): Langevin steps at t, then a step t -> s.
+"""Predictor-corrector sampling (Score-SDE arXiv:2011.13456; SGMSE+ arXiv:2208.05830): corrections at t, then t -> s.
 
 Annealed Langevin dynamics with step = 2 (r s_t)^2, r = snr:
 
     x' = x + step score + sqrt(2 step) xi      =>      z' = (1 - 2 r^2) z + 2 r^2 a_t x0 + 2 r s_t xi
 
-The published SGMSE+ sampler (30 steps, 60 NFE) is `MeanAtEnd(PredictorCorrector(EulerMaruyama(), snr=0.5))` from y + s_1 xi on the grid
-linspace(1, 0.03, 30) followed by 0: its last step has length t_eps and returns the mean. StoRM leaves out the corrector and takes
-the output of a predictive network as y.
+The published SGMSE+ sampler (30 steps, 60 NFE) is `MeanAtEnd(PredictorCorrector(EulerMaruyama(), snr=0.5))` from
+y + s_1 xi on the grid linspace(1, 0.03, 30) followed by 0: its last step has length t_eps and returns the mean. StoRM
+leaves out the corrector and takes the output of a predictive network as y.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ from fewstep.solvers.euler_maruyama import EulerMaruyama
 class PredictorCorrector(Solver):
     """`corrections` Langevin steps before every step of `predictor`; NFE per step: theirs plus the predictor's.
 
-    snr: r above; the Langevin chain has the marginal of t as its limit for r -> 0. The enhancement script of SGMSE+ uses 0.5, the
-    sampling function defaults to 0.1. Steps that the predictor replaces by DDIM are taken without correction.
+    snr: r above; the Langevin chain has the marginal of t as its limit for r -> 0. The enhancement script of SGMSE+
+        uses 0.5, its sampling function defaults to 0.1.
+    Steps that the predictor replaces by DDIM are taken without correction.
     """
 
     predictor: Solver = field(default_factory=EulerMaruyama)

@@ -1,12 +1,14 @@
-"""Explicit Runge-Kutta methods for the probability flow, in rho or in t. As many NFE per step as the tableau has stages.
+"""Explicit Runge-Kutta methods for the probability flow, in rho or in t. NFE per step: the stages of the tableau.
 
     in rho   d(z/a)/drho = eps = (z - a x0)/s                        rhoRK of DEIS (arXiv:2204.13902), Heun of EDM
-    in t     dz/dt = a' x0 + s' eps = (s'/s) z + (a' - a s'/s) x0    flow matching, EDM's ablation sampler (arXiv:2206.00364, eq. 81)
+    in t     dz/dt = a' x0 + s' eps = (s'/s) z + (a' - a s'/s) x0    flow matching, EDM's ablation (arXiv:2206.00364)
 
-stage k   z_k / q_k = z_t / q_t + h sum_{j < k} A_kj k_j   at the time where the variable is v_t + c_k h;   q = a in rho, 1 in t
+stage k   z_k / q_k = z_t / q_t + h sum_{j < k} A_kj f_j,  f the right-hand side;   q = a in rho, 1 in t
+          at the time where the variable is v_t + c_k h,  h = v_s - v_t
 
-A step into s = 0 is Euler's in the same variable, of one evaluation, as in EDM. Out of a = 0 (a rectified flow at t = 1) a step in rho is
-DDIM's, while the velocity in t is finite there. Where a velocity in t is infinite (kinks of tabulated paths) the step is DDIM's.
+A step into s = 0 is Euler's in the same variable, of one evaluation, as in EDM. Out of a = 0 (the start of a rectified
+flow) a step in rho is DDIM's, while the velocity in t is finite there. Where that is infinite the step is DDIM's too
+(ResidualShift, t = 0).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,7 @@ from fewstep.solvers.base import Row, Solver, Stage
 
 @dataclass(frozen=True)
 class Tableau:
-    """a: rows of A for the second stage on, the k-th has k - 1 numbers; b: weights of the result; order: for smooth right-hand sides."""
+    """a: rows of A from the second stage on, of 1, 2, ... numbers; b: weights of the result; order: of the method."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
@@ -62,7 +64,7 @@ RK4 = Tableau(((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6
 
 @dataclass(frozen=True)
 class RungeKutta(Solver):
-    """tableau: one of the constants above, `second_order(alpha)`, or any explicit one. variable: of the equation that it integrates."""
+    """tableau: a constant from above, `second_order(alpha)`, or any explicit one. variable: of the equation solved."""
 
     tableau: Tableau = HEUN2
     variable: Literal["rho", "t"] = "rho"

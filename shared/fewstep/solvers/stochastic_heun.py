@@ -6,8 +6,8 @@ StochasticHeun     x_p = x_t + (s - t) F(x_t, t) + n,    x_s = x_t + (s - t)/2 (
 InterpolantHeun    x_h = x_t + n,   x_p = x_h + (s - t) F(x_h, s),   x_s = x_h + (s - t)/2 (F(x_h, s) + F(x_p, s))
 
 The first is the trapezoidal rule with additive noise: weak order 2. The second is the sampler published with stochastic
-interpolants (arXiv:2303.08797): noise first, then both slopes at the end of the step. That treats the time dependence of the drift
-to first order only, whatever e: order 1, also without noise.
+interpolants (arXiv:2303.08797): noise first, then both slopes at the end of the step. That treats the time dependence
+of the drift to first order only, whatever e: order 1, also without noise.
 """
 
 from collections.abc import Sequence

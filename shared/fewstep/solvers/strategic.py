@@ -1,10 +1,10 @@
-"""Strategic stochastic sampling of TCD (arXiv:2402.19159, algorithm 2): DDIM to the time u = (1 - gamma) s, then diffuse to s.
+"""Strategic stochastic sampling of TCD (arXiv:2402.19159): DDIM to the time u = (1 - gamma) s, then noise up to s.
 
     z_s = (a_s / a_u) (a_u x0 + s_u eps) + sqrt(s_s^2 - (a_s s_u / a_u)^2) xi
 
-gamma = 0 is DDIM, gamma = 1 is multistep consistency sampling. Here gamma scales times, in `GammaSampling` it scales levels.
-Times are counted from the clean end of the path: u = t_min + (1 - gamma)(s - t_min). diffusers counts its integer labels from 0,
-whose level is not quite clean, and floors.
+gamma = 0 is DDIM, gamma = 1 is multistep consistency sampling. Here gamma scales times, in `GammaSampling` it scales
+levels. Times are counted from the clean end of the path: u = t_min + (1 - gamma)(s - t_min). diffusers counts its
+integer labels from 0, whose level is not quite clean, and floors.
 """
 
 from collections.abc import Sequence

@@ -32,3 +32,6 @@ class SolverWrapper(Solver):
 
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
         return self.solver.stages(path, t, s, past)
+
+    def regular(self, path: Path, t: Tensor, s: Tensor, stages: int) -> Tensor:
+        return self.solver.regular(path, t, s, stages)

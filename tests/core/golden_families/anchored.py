@@ -91,7 +91,9 @@ class States(Callback):
 
 
 class ExactNet(torch.nn.Module):
-    """A network that knows the mixture and answers in the parameterisation of its prediction, through the index label."""
+    """A network that knows the mixture and answers in the parameterisation of its prediction, through the index
+    label.
+    """
 
     def __init__(self, world, path, prediction, y) -> None:
         super().__init__()

@@ -13,7 +13,9 @@ RHO_MIN = 0.002
 
 
 def ctm_gamma(case: Case) -> Checks:
-    """The loop runs over all but the last interval of `sigmas`; its last jump lands on its own target, without noise."""
+    """The loop runs over all but the last interval of `sigmas`; its last jump lands on its own target, without
+    noise.
+    """
     path, given = path_of(case), case["sample_kwargs"]
     gamma, sigmas = given["gamma"], given["sigmas"]
     sigmas = case.array(sigmas) if isinstance(sigmas, str) else torch.tensor(sigmas, dtype=torch.float64)

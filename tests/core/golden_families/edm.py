@@ -19,7 +19,7 @@ EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Ablation(Path):
-    """x_t = c(t) (x0 + sigma(t) eps) of table 1: sigma = sqrt(e^(Bd t^2/2 + Bm t) - 1), sqrt(t) or t; c = 1/sqrt(1 + sigma^2) or 1."""
+    """c (x0 + sigma eps): sigma = sqrt(e^(Bd t^2/2 + Bm t) - 1), sqrt(t) or t; c = 1/sqrt(1 + sigma^2) or 1."""
 
     kind: Literal["vp", "ve", "linear"]
     scaling: Literal["vp", "none"]
@@ -50,7 +50,7 @@ def rho_steps(smax, smin, n, power):
 
 
 def iddpm_steps(smax, smin, n, given):
-    """The cosine levels u_M = 0, u_(j-1) = sqrt((u_j^2 + 1)/max(abar_(j-1)/abar_j, C_1) - 1) within [smin, smax], n of them by rounding."""
+    """n of the levels u_M = 0, u_(j-1) = sqrt((u_j^2 + 1)/max(abar_(j-1)/abar_j, C_1) - 1) that lie in [smin, smax]."""
     levels, c1, c2 = given.get("M", 1000), given.get("C_1", 0.001), given.get("C_2", 0.008)
 
     def bar(j):  # of an integer tensor, so in the default dtype (float32) as in the official code

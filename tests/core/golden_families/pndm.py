@@ -1,4 +1,4 @@
-"""Family pndm: luping-liu/PNDM. Its states at label t have alpha_bar[floor(t) + 1], also at the half labels of Runge-Kutta steps."""
+"""Family pndm: luping-liu/PNDM. Its states at label t have alpha_bar[floor(t) + 1], half labels included."""
 
 from dataclasses import dataclass
 

@@ -60,11 +60,16 @@ class Denoiser(nn.Module):
         c = self.path.coeffs(t, x)
         i, j = self.prediction.input_scale(c)
         seen = i * x if y is None else i * x + j * y
-        return self.net(seen, self.prediction.label(t, c).to(x.dtype.to_real()), **(cond or {}))
+        return self.net(seen, self.prediction.label(t, c).to(label_dtype(x)), **(cond or {}))
 
     def bind(self, cond: Cond | None = None, y: Tensor | None = None) -> "Bound":
         """The plain callable (x, t) -> Estimate with conditions and anchor fixed."""
         return Bound(self, cond, y)
+
+
+def label_dtype(x: Tensor) -> torch.dtype:
+    """Real, and of at least 32 bits: in bfloat16 the label 999 would be 1000."""
+    return torch.promote_types(x.dtype.to_real(), torch.float32)
 
 
 def combine(kx: Tensor, x: Tensor, ko: Tensor, out: Tensor, ky: Tensor, y: Tensor | None) -> Tensor:
@@ -109,7 +114,7 @@ class Bound:
             self._labels, self._like = {}, like
         table = tabulate(self.denoiser.path, self.denoiser.prediction, times)
         self._table |= table
-        values = torch.tensor([table[t].label for t in times], dtype=x.dtype.to_real()).to(x.device)
+        values = torch.tensor([table[t].label for t in times], dtype=label_dtype(x)).to(x.device)
         self._labels |= zip(times, values[:, None].expand(-1, x.shape[0]).contiguous().unbind(), strict=True)
         return table
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.sampling import Noise, _noise
+from fewstep.sampling import Noise, draw
 from fewstep.solvers.base import Row
 from fewstep.solvers.gamma import check_gamma
 
@@ -55,7 +55,7 @@ def sample_jumps(
     for t, s in pairwise(times):
         row, b_u, b_s = _renoise(path, s, gamma, rho_min)
         x = jump(x, t, row.t)
-        noise = _noise(x, row, generator)
+        noise = draw(x, row, generator)
         if noise is not None:
             x = row.x[0] * (x if y is None else x - b_u * y) + row.noise * noise
             x = x if y is None else x + b_s * y

@@ -68,7 +68,7 @@ def sample(
             estimate = denoise(state.xs[0], row.t)
             for callback in callbacks:
                 estimate = callback.on_estimate(state.xs[0], estimate, row)
-        state = advance(state, estimate, row, _noise(x, row, generator), keep, y)
+        state = advance(state, estimate, row, draw(x, row, generator), keep, y)
         done += row.last
         if row.last and callbacks:
             stops = [callback.on_step(state.xs[0], done, total, row) for callback in callbacks]
@@ -86,7 +86,7 @@ def _folded(
     state, keep = State((x,)), reach(rows)
     for row, call in zip(rows, denoise.calls(_times(rows)), strict=True):
         out = call(state.xs[0]) if row.e else None
-        state = advance(state, out, row, _noise(x, row, generator), keep, y)
+        state = advance(state, out, row, draw(x, row, generator), keep, y)
     return state.xs[0]
 
 
@@ -125,7 +125,7 @@ def _times(rows: tuple[Row, ...]) -> tuple[float, ...]:
     return tuple(r.t for r in rows)
 
 
-def _noise(x: Tensor, row: Row, source: Noise | None) -> Tensor | None:
+def draw(x: Tensor, row: Row, source: Noise | None) -> Tensor | None:
     """Standard normal noise drawn where the generator lives, so that a CPU seed gives the same noise on every device."""
     if not isinstance(row.noise, Tensor) and row.noise == 0.0:
         return None

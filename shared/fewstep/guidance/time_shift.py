@@ -1,6 +1,6 @@
 """Time-Shift sampler (arXiv:2305.15583): ask the network at the time whose noise level the state really has.
 
-    tau = argmin over |tau - t| <= window/2 of  (V - (a_tau^2 var_data + s_tau^2))^2,   V = variance of a sample's elements
+    tau = argmin over |tau - t| <= window/2 of  (V - (a_tau^2 var_data + s_tau^2))^2,    V = variance of one sample
     eps = eps(x_t, tau),    x0 = (x_t - b_t y - s_t eps)/a_t
 
 Few-step trajectories lag behind or run ahead of the marginals (exposure bias); the label follows the state and the grid

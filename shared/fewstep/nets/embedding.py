@@ -26,5 +26,5 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = self.scale * t[:, None] * self.freqs
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1))
+        angle = self.scale * t[:, None] * self.freqs.to(t.dtype)
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(self.freqs.dtype))

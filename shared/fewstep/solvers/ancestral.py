@@ -99,7 +99,8 @@ class Renoised(SolverWrapper):
     """A deterministic solver made ancestral: each step runs past its end s to the cleaner time d of `downstep`, then noise is added.
 
     Renoised(DDIM()) is `Ancestral`; k-diffusion's dpmpp_2s_ancestral and dpm_2_ancestral are the steps of DPM-Solver++(2S) and
-    DPM-Solver-2 run in this way. `order` is that of the deterministic limit.
+    DPM-Solver-2 run in this way. Both ways lead to the marginal, so a singlestep solver keeps its order in the moments; a multistep one,
+    whose earlier estimates do not know the noise added since, falls to the first.
 
     Args:
         solver: the deterministic solver, of any number of stages and past times.
@@ -109,6 +110,10 @@ class Renoised(SolverWrapper):
 
     eta: float = 1.0
     s_noise: float = 1.0
+
+    @property
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 if self.past and self.eta else self.solver.order
 
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
         d = downstep(path, t, s, self.eta)

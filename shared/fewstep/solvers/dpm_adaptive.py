@@ -19,8 +19,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoise
 from fewstep.paths import Path
-from fewstep.sampling import Callback, Noise, anchored
-from fewstep.sampling import _noise as draw
+from fewstep.sampling import Callback, Noise, anchored, draw
 from fewstep.solvers.ancestral import downstep
 from fewstep.solvers.base import Half, Row, State, advance, first_order
 from fewstep.solvers.dpm_multistep import Rule

@@ -29,7 +29,7 @@ def decay(path: Path, t: Tensor, s: Tensor, power: float) -> Tensor:
 
 @dataclass(frozen=True)
 class DPMMultistepSDE(Multistep):
-    """Stochastic multistep; `order` is that of the deterministic limit. The first six arguments are those of `Multistep`.
+    """Stochastic multistep. The first six arguments are those of `Multistep`.
 
     Args:
         eta: 0 deterministic, 1 the reverse SDE.
@@ -38,6 +38,11 @@ class DPMMultistepSDE(Multistep):
 
     eta: float = 1.0
     s_noise: float = 1.0
+
+    @property
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the moments of the marginal: second at most, with either second difference."""
+        return min(super().order, 2) if self.eta else super().order
 
     def weights(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         step, (at, _, _), (as_, _, _) = Step(path, t, s, self.uses), path.schedule(t), path.schedule(s)

@@ -96,7 +96,7 @@ class DPMSolverV3(Solver):
 
     @property
     def order(self) -> int:
-        """Two at most: the first step has one node. After a fine start p = 3 is of third order."""
+        """Two at most: the first step has one node, and is of first order."""
         return 1 if self.p == 1 and not (self.corrector and self.c_pseudo) else 2
 
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:

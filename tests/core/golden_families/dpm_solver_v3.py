@@ -36,7 +36,7 @@ def dpm_solver_v3(case):
         tail=given.get("lower_order_final", True),
     )
     grid = times(path, chosen.get("skip_type", "logSNR"), *ends, chosen["steps"])
-    if False and "timesteps" in case:
+    if "timesteps" in case:
         grid = case.array("timesteps")
     yield from sampled(case, case.mixture(case["mixture"], path), start(case), path, solver, grid)
 

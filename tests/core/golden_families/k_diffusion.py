@@ -50,7 +50,7 @@ SOLVERS = {
     "sample_euler_ancestral": noisy(Renoised, solver=DDIM()),
     "sample_dpm_2_ancestral": noisy(KDPM2Ancestral),
     "sample_dpmpp_2s_ancestral": noisy(DPMpp2SAncestral),
-    "sample_dpmpp_sde": noisy(DPMppSDE, "r"),
+    "sample_dpmpp_sde": noisy(DPMppSDE, "r", brownian=False),
     "sample_dpmpp_2m_sde": two_m_sde,
     "sample_dpmpp_3m_sde": noisy(DPMpp3MSDE),
 }

@@ -24,7 +24,7 @@ from fewstep.sampling import Callback, sample
 from fewstep.solvers import DDIM, Ancestral
 from fewstep.solvers.ancestral import ExponentialAncestral, Renoised
 from fewstep.solvers.deis import DEIS
-from fewstep.solvers.dpm_adaptive import DPMAdaptive, ErrorControl, PIDControl
+from fewstep.solvers.dpm_adaptive import DPMAdaptive
 from fewstep.solvers.dpm_fast import DPMFast
 from fewstep.solvers.dpm_multistep import DPM3M, DPMMultistep, DPMpp3M
 from fewstep.solvers.dpm_sde import DPMMultistepSDE, DPMpp2MSDE, DPMpp3MSDE
@@ -33,6 +33,7 @@ from fewstep.solvers.dpmpp_2m import DPMpp2M
 from fewstep.solvers.exponential import Step, phi
 from fewstep.solvers.kdpm2 import KDPM2, KDPM2Ancestral
 from fewstep.solvers.singlestep_sde import DPMpp2SAncestral, DPMppSDE
+from fewstep.solvers.step_control import ErrorControl, PIDControl
 from fewstep.toy import Mixture, gaussian
 
 FORMS = ("x0", "eps")
@@ -630,6 +631,7 @@ def test_settings_out_of_range_are_refused_in_one_line():
         lambda: DPMSinglestep(4),
         lambda: DPMSinglestep(3, nodes=(0.5,)),
         lambda: DPMAdaptive(k=1),
+        lambda: Renoised(DPMpp2MSDE()).plan(VP(), IRREGULAR),
         lambda: DynamicThreshold(ratio=1.5),
     ):
         with pytest.raises(ValueError) as refused:
@@ -723,6 +725,13 @@ def test_adaptive_noise_keeps_the_marginal():
     assert abs(out.x.mean() - a * MEAN) < 4 * math.sqrt(var / n)
     assert abs(out.x.var() - var) < 4 * var * math.sqrt(2 / n) + 2e-3
     assert (out.x - DPMAdaptive(3).sample(world, x, path, 0.9, 0.05).x).abs().mean() > 0.1  # not the ODE
+
+
+def test_a_state_that_is_not_finite_is_reported_and_not_repeated_for_ever():
+    broken = lambda x, t: Estimate(x * math.nan, x * math.nan)
+    for control in (ErrorControl(), PIDControl()):
+        with pytest.raises(ValueError, match="not finite"):
+            DPMAdaptive(control=control).sample(broken, normal(2, 1), VP(), 1.0, 0.01)
 
 
 def test_callbacks_see_accepted_steps_and_can_stop():

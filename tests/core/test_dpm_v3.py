@@ -1,6 +1,7 @@
 """DPM-Solver-v3 and its statistics against closed forms, the exponential multistep, exact worlds and the official vectors."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ EACH_PATH = pytest.mark.parametrize(("path", "hi", "lo"), [pytest.param(*v, id=k
 
 
 def ends(path, hi, lo):
-    return path.log_snr(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
+    first, last = path.log_snr(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
+    return first, last
 
 
 def lambda_grid(path, hi, lo, n, grade=1.0):
@@ -252,7 +254,7 @@ def test_steps_run_between_the_nearest_nodes():
     torch.testing.assert_close(at, at.round(), rtol=0, atol=1e-9)
     torch.testing.assert_close(at, ((path.log_snr(grid[1:4]) + 3) * 10).round(), rtol=0, atol=1e-9)
     assert (rows[0].t, rows[-1].s) == (1.0, 0.0)
-    for row, after in zip(rows, rows[1:], strict=False):
+    for row, after in pairwise(rows):
         assert row.s == after.t
 
 
@@ -329,9 +331,9 @@ def test_the_estimate_does_not_depend_on_path_or_batches():
     """With forward mode."""
     x0, found = correlated(VP()).draw(12, torch.Generator().manual_seed(0)), []
     for path, batch in ((VP(), 12), (VP(), 5), (EDM(), 12)):
-        times = [time_at(path, lam) for lam in (-2.0, 2.0)]
+        hi, lo = (time_at(path, lam) for lam in (-2.0, 2.0))
         generator = torch.Generator().manual_seed(1)
-        found.append(estimate_ems(correlated(path), path, x0, 5, *times, batch=batch, generator=generator))
+        found.append(estimate_ems(correlated(path), path, x0, 5, hi, lo, batch=batch, generator=generator))
     for other in found[1:]:
         for k in ("l", "s", "b"):
             torch.testing.assert_close(getattr(other, k), getattr(found[0], k), rtol=1e-6, atol=1e-8)
@@ -383,8 +385,10 @@ def test_statistics_of_a_float32_network():
     torch.manual_seed(0)
     path = RectifiedFlow()
     denoise = Denoiser(MLP(2, 16, 2), path, X0()).bind()
-    for per, shape in (("node", (11,)), ("coordinate", (11, 2))):
-        ems = estimate_ems(denoise, path, torch.randn(32, 2), 10, 0.9, 0.1, per=per, batch=32)
+    for ems, shape in (
+        (estimate_ems(denoise, path, torch.randn(32, 2), 10, 0.9, 0.1), (11,)),
+        (estimate_ems(denoise, path, torch.randn(32, 2), 10, 0.9, 0.1, per="coordinate"), (11, 2)),
+    ):
         for v in (ems.l, ems.s, ems.b):
             assert torch.as_tensor(v).shape == shape
             assert torch.as_tensor(v).isfinite().all()

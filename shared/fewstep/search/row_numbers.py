@@ -21,6 +21,8 @@ from fewstep.search.starts import Starts
 from fewstep.solvers.base import Row, State, advance, reach
 from fewstep.solvers.table import Table, line
 
+# Starts count as squares up to about this many times the median distance.
+OUTLIER = 5.0
 # Neighbouring times stay this far apart in lambda.
 CLOSEST = 1e-3
 
@@ -99,36 +101,54 @@ class RowNumbers:
 
 
 class EndPoints:
-    """The sum of squares of RowNumbers over starts: a Problem of the Levenberg-Marquardt method."""
+    """How far the end points of RowNumbers are from the reference, over starts: a Problem of the Levenberg-Marquardt method.
+
+        sum over starts of c^2 log(1 + e^2 / c^2),     e^2 = |end point - reference|^2,     c = OUTLIER median(e)
+
+    Near the border between two modes a start may end in the other one: its error is a thousand times the others' and no small change of
+    the numbers mends it. Cauchy's rho counts such a start little, every other as its square (reweighted least squares, weights
+    1/(1 + e^2 / c^2)). c is set by `normal`, at the numbers where it is called.
+    """
 
     def __init__(self, numbers: RowNumbers, starts: Sequence[Starts]) -> None:
-        self.numbers, self.starts = numbers, starts
+        self.numbers, self.starts, self.scale = numbers, starts, math.inf
 
     @torch.no_grad()
     def square(self, v: Tensor) -> float:
-        """Sum of (end point - reference)^2 over coordinates and starts; inf where v is not allowed."""
+        """The sum at v; inf where v is not allowed."""
         if not self.numbers.allowed(v):
-            return float("inf")
+            return math.inf
         rows = self.numbers.build(v)
-        total = sum(_gap(self._run(part, rows)[-1][0], part).square().sum().item() for part in self.starts)
-        return total if math.isfinite(total) else float("inf")
+        return self._sum(torch.cat([_squares(_gap(self._run(part, rows)[-1][0], part)) for part in self.starts]))
+
+    def _sum(self, squares: Tensor) -> float:
+        total = squares.sum() if self.scale == math.inf else (self.scale * (squares / self.scale).log1p()).sum()
+        return total.item() if total.isfinite() else math.inf
 
     @torch.no_grad()
     def normal(self, v: Tensor) -> Normal:
-        """The normal equations, one batch of starts at a time."""
+        """The reweighted normal equations, one batch of starts at a time."""
         rows, size = self.numbers.build(v), len(v)
-        a, g, square = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), 0.0
-        for part in self.starts:
-            passed = self._run(part, rows)
-            base = passed[-1][0]
-            nearby = self.numbers.nearby(v, base.xs[0].dtype)
-            columns = torch.empty(size, base.xs[0].numel(), dtype=torch.float64)
-            for column, (first, h, changed) in zip(columns, nearby, strict=True):
-                end = self._run(part, changed, first, passed[first])[-1][0]
-                column.copy_((end.xs[0] - base.xs[0]).flatten() / h)
-            gap = _gap(base, part)
-            a, g, square = a + columns @ columns.T, g + columns @ gap, square + gap.square().sum().item()
-        return Normal(a, g, square)
+        runs = [self._run(part, rows) for part in self.starts]
+        gaps = [_gap(run[-1][0], part) for run, part in zip(runs, self.starts, strict=True)]
+        squares = torch.cat([_squares(gap) for gap in gaps])
+        self.scale = OUTLIER**2 * squares.median().item() or math.inf
+        a, g = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        for part, run, gap in zip(self.starts, runs, gaps, strict=True):
+            columns = self._columns(v, part, run)
+            weight = 1 / (1 + _squares(gap) / self.scale)
+            weighted = (columns * weight[:, None]).flatten(1)
+            a, g = a + weighted @ columns.flatten(1).T, g + weighted @ gap.flatten()
+        return Normal(a, g, self._sum(squares))
+
+    def _columns(self, v: Tensor, part: Starts, run: list[tuple[State, Estimate | None]]) -> Tensor:
+        """d(end point)/dv of a batch that was run at v: (P, B, coordinates)."""
+        base = run[-1][0].xs[0]
+        columns = torch.empty(len(v), len(base), base[0].numel(), dtype=torch.float64)
+        for column, (first, h, rows) in zip(columns, self.numbers.nearby(v, base.dtype), strict=True):
+            end = self._run(part, rows, first, run[first])[-1][0].xs[0]
+            column.copy_((end - base).flatten(1) / h)
+        return columns
 
     def _run(
         self, part: Starts, rows: list[Row], first: int = 0, before: tuple[State, Estimate | None] | None = None
@@ -147,7 +167,12 @@ class EndPoints:
 
 
 def _gap(state: State, part: Starts) -> Tensor:
-    return (state.xs[0].double() - part.target.double()).flatten().cpu()
+    """End point - reference, (B, coordinates) in float64 on the CPU."""
+    return (state.xs[0].double() - part.target.double()).flatten(1).cpu()
+
+
+def _squares(gap: Tensor) -> Tensor:
+    return gap.square().sum(1)
 
 
 def _anchored(rows: tuple[Row, ...], path: Path) -> tuple[Row, ...]:

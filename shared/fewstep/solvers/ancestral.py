@@ -103,7 +103,7 @@ class Renoised(SolverWrapper):
     whose earlier estimates do not know the noise added since, falls to the first.
 
     Args:
-        solver: the deterministic solver, of any number of stages and past times.
+        solver: the deterministic solver, of any number of stages and past times; it is run by its `stages`.
         eta: 0 deterministic, 1 the posterior of the path's SDE.
         s_noise: multiplies the fresh noise (1 keeps the marginal).
     """
@@ -118,6 +118,10 @@ class Renoised(SolverWrapper):
     def stages(self, path: Path, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Stage, ...]:
         d = downstep(path, t, s, self.eta)
         *stages, final = self.solver.stages(path, t, d, past)
+        if final.noise is not None:
+            raise ValueError(
+                f"Renoised adds the noise to a deterministic solver; {type(self.solver).__name__} has its own"
+            )
         return *stages, renoise(path, final, d, s, self.s_noise)
 
     def regular(self, path: Path, t: Tensor, s: Tensor, stages: int) -> Tensor:

@@ -70,8 +70,8 @@ class State(NamedTuple):
 class Solver(ABC):
     """Solvers are frozen dataclasses: their fields are their configuration.
 
-    order: of the deterministic limit, checked by measured convergence; past: earlier times that `stages` looks back at;
-    uses: the half of the estimates that the weights multiply.
+    order: measured, of the flow's end point or (stochastic) of its mean and variance, once a multistep start-up is fine enough;
+    past: earlier times that `stages` looks back at; uses: the half of the estimates that the weights multiply.
     """
 
     order: ClassVar[int]

@@ -9,7 +9,6 @@ it has a `sample` of its own.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,63 +23,7 @@ from fewstep.solvers.ancestral import downstep
 from fewstep.solvers.base import Half, Row, State, advance, first_order
 from fewstep.solvers.dpm_multistep import Rule
 from fewstep.solvers.dpm_singlestep import inner_times, noisy_rows
-
-
-class Verdict(NamedTuple):
-    """Whether the trial stands, the next step to try, and what the control remembers."""
-
-    accept: bool
-    h: float
-    memory: tuple[float, ...]
-
-
-class StepControl(ABC):
-    """How an error becomes the next step; frozen dataclasses."""
-
-    @abstractmethod
-    def error(self, gap: Tensor) -> float:
-        """E of gap = (higher - lower)/delta, (B, ...)."""
-
-    @abstractmethod
-    def judge(self, error: float, h: float, taken: float, order: float, memory: tuple[float, ...]) -> Verdict:
-        """After a trial of step `taken`, which is h but where the end was nearer; memory is () at first."""
-
-
-@dataclass(frozen=True)
-class ErrorControl(StepControl):
-    """The paper's: E is the largest of the samples' root mean squares; accept if E <= 1; h <- theta h E^(-1/k)."""
-
-    theta: float = 0.9
-
-    def error(self, gap: Tensor) -> float:
-        return gap.flatten(1).square().mean(1).sqrt().max().item()
-
-    def judge(self, error: float, h: float, taken: float, order: float, memory: tuple[float, ...]) -> Verdict:
-        return Verdict(error <= 1, self.theta * taken * max(error, 1e-30) ** (-1 / order), memory)
-
-
-@dataclass(frozen=True)
-class PIDControl(StepControl):
-    """k-diffusion's: E is the root mean square over the batch. With e = 1/E of this and the last two accepted steps,
-
-    f = 1 + atan(e^((p + i + d)/k) e_1^(-(p + 2 d)/k) e_2^(d/k) - 1),   accept if f >= safety,   h <- f h
-    """
-
-    p: float = 0.0
-    i: float = 1.0
-    d: float = 0.0
-    safety: float = 0.81
-
-    def error(self, gap: Tensor) -> float:
-        return gap.square().mean().sqrt().item()
-
-    def judge(self, error: float, h: float, taken: float, order: float, memory: tuple[float, ...]) -> Verdict:
-        e = 1 / (error + 1e-8)
-        e1, e2 = memory or (e, e)
-        powers = (self.p + self.i + self.d) / order, -(self.p + 2 * self.d) / order, self.d / order
-        factor = 1 + math.atan(e ** powers[0] * e1 ** powers[1] * e2 ** powers[2] - 1)
-        accept = factor >= self.safety
-        return Verdict(accept, h * factor, (e, e1) if accept else (e1, e2))
+from fewstep.solvers.step_control import ErrorControl, StepControl
 
 
 class Adapted(NamedTuple):
@@ -138,6 +81,9 @@ class DPMAdaptive:
         """Integrate x: (B, ...) from time t to s, either direction; the other arguments are those of `sampling.sample`.
 
         Callbacks see every estimate and every accepted step; the number of steps in all is not known and given as 0.
+
+        Raises:
+            ValueError: where the state stops being finite.
         """
         run = _Run(self, denoise, x, path, y, generator, tuple(callbacks))
         start, end = self._finite(path, t), self._finite(path, s)
@@ -196,9 +142,10 @@ class _Run:
             rows = solver.pair(path, t, s, end)
             higher, lower = self.trial(*rows)
             delta = (solver.rtol * torch.maximum(lower.abs(), previous.abs())).clamp(min=solver.atol)
-            accept, h, memory = solver.control.judge(
-                solver.control.error((higher - lower).abs() / delta), h, taken, order, memory
-            )
+            error = solver.control.error((higher - lower).abs() / delta)
+            if not math.isfinite(error):
+                raise ValueError(f"DPMAdaptive: the state is not finite after a step from t = {t:g} to {s:g}")
+            accept, h, memory = solver.control.judge(error, h, taken, order, memory)
             if not accept:
                 self.rejected += 1
                 continue

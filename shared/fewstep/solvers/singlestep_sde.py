@@ -63,7 +63,7 @@ class DPMppSDE(Solver):
         return first, Stage(node, x, e, self.s_noise * ((1 - shared) * outer.v).sqrt())
 
 
-class Step(NamedTuple):
+class NoisyStep(NamedTuple):
     """z_s = c z_t + gain x0 + sqrt(v) xi."""
 
     c: Tensor
@@ -71,9 +71,9 @@ class Step(NamedTuple):
     v: Tensor
 
 
-def ancestral(path: Path, t: Tensor, s: Tensor, eta: float) -> Step:
+def ancestral(path: Path, t: Tensor, s: Tensor, eta: float) -> NoisyStep:
     """The step of `Ancestral`."""
     (at, _, st), (as_, _, ss) = path.schedule(t), path.schedule(s)
     v = torch.minimum(Ancestral(eta).variance(at, st, as_, ss), ss**2)
     c = (ss**2 - v).sqrt() / st
-    return Step(c, as_ - at * c, v)
+    return NoisyStep(c, as_ - at * c, v)

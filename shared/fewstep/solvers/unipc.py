@@ -72,10 +72,11 @@ class UniPC(Solver):
 
     @property
     def order(self) -> int:
-        """min(p, 2), and one more with the corrector: the first step is of order 1. After a fine start it is p, and one more."""
+        """p, and one more with the corrector, after a fine start; from a first step of full size at most 2, and one more."""
         if self.b == "vary_official" and self.corrector and self.p > 1:
             return 1
-        return min(min(self.p, 2) + self.corrector, 2 if self.tail else 3)
+        order = self.p + self.corrector
+        return min(order, 2) if self.tail else order
 
     @property
     def past(self) -> int:

@@ -7,7 +7,7 @@ from fewstep.paths.edm import EDM
 from fewstep.solvers.ancestral import Renoised
 from fewstep.solvers.churn import Churn
 from fewstep.solvers.ddim import DDIM
-from fewstep.solvers.dpm_adaptive import DPMAdaptive, PIDControl
+from fewstep.solvers.dpm_adaptive import DPMAdaptive
 from fewstep.solvers.dpm_fast import DPMFast
 from fewstep.solvers.dpm_sde import DPMpp2MSDE, DPMpp3MSDE
 from fewstep.solvers.dpmpp_2m import DPMpp2M
@@ -15,6 +15,7 @@ from fewstep.solvers.heun import Heun
 from fewstep.solvers.kdpm2 import KDPM2, KDPM2Ancestral
 from fewstep.solvers.lms import LMS
 from fewstep.solvers.singlestep_sde import DPMpp2SAncestral, DPMppSDE
+from fewstep.solvers.step_control import PIDControl
 from golden_families.dpm_solver import singlestep_grid
 from golden_families.starts import start
 

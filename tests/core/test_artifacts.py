@@ -93,8 +93,17 @@ def test_descriptions_rebuild_an_equal_object(obj):
 def test_every_class_with_defaults_describes_itself(base):
     classes = [c for c in concrete(base) if c is not base]
     assert len(classes) >= 5
+    required = [c for c in classes if _required(c)]
+    assert len(required) < len(classes) / 4
     for cls in classes:
-        assert build(json.loads(json.dumps(describe(cls())))) == cls()
+        if cls not in required:
+            assert build(json.loads(json.dumps(describe(cls())))) == cls()
+
+
+def _required(cls):
+    """Arguments without a default."""
+    arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return [a for a in arguments if a.default is inspect.Parameter.empty and a.kind is a.POSITIONAL_OR_KEYWORD]
 
 
 def test_arguments_that_differ_from_their_defaults_are_kept():

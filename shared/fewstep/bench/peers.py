@@ -34,7 +34,11 @@ class Peer(NamedTuple):
         return f"{self.scheduler}({settings})" + ("" if self.exact else " at rounded labels")
 
 
-SPACINGS = [{"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading", "steps_offset": 1}]
+SPACINGS = [
+    {"timestep_spacing": "linspace"},
+    {"timestep_spacing": "trailing"},
+    {"timestep_spacing": "leading", "steps_offset": 1},
+]
 SIGMAS = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}]
 LU = [{"use_lu_lambdas": True}]
 
@@ -86,7 +90,9 @@ class Levels:
 def run(peer: Peer, levels: Levels, part: Starts, nfe: int) -> Tensor | None:
     """The end points with the most steps that `nfe` evaluations allow; None where the solver cannot be set up or breaks down."""
     import diffusers
+    from diffusers.utils import logging
 
+    logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -112,7 +118,9 @@ def _sampled(scheduler: Any, peer: Peer, levels: Levels, part: Starts) -> Tensor
     v = _scaled(levels.path, part)
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas.double()
-        if scheduler.init_noise_sigma != 1.0:  # a state in units of a = 1: exactly so, whatever the spacing's own convention
+        if (
+            scheduler.init_noise_sigma != 1.0
+        ):  # a state in units of a = 1: exactly so, whatever the spacing's own convention
             v = v * (1 + scheduler.sigmas[0].item() ** 2) ** 0.5
     for label in scheduler.timesteps:
         seen = scheduler.scale_model_input(v, label)

@@ -35,6 +35,6 @@ class Fast(Grid):
 
 def fast_orders(order: int, n: int) -> list[int]:
     """Orders of the steps of n evaluations: [3, ..., 3, 2, 1], [3, ..., 3, 1] or [3, ..., 3, 2]; [2, ..., 2(, 1)]."""
-    if order == 3 and n % 3 == 0:
+    if order == 3 and n and n % 3 == 0:
         return [3] * (n // 3 - 1) + [2, 1]
     return [order] * (n // order) + ([n % order] if n % order else [])

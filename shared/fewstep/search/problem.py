@@ -40,9 +40,15 @@ class Items(NamedTuple):
 
 
 def problem(
-    model: Generator, items: Items, starts: int = 128, size: int = 32, seed: int = 0, steps: int = 100
+    model: Generator,
+    items: Items,
+    starts: int = 128,
+    size: int = 32,
+    seed: int = 0,
+    steps: int = 100,
+    report: int | None = None,
 ) -> Problem:
-    """`starts` starts to fit, half as many to select by, and again `starts` to report on.
+    """`starts` starts to fit, half as many to select by, and `report` (again `starts` unless given) to report on.
 
     Args:
         items: the first half of them serves the fit, the next quarter the selection, the rest the report.
@@ -57,7 +63,7 @@ def problem(
     generator = torch.Generator().manual_seed(seed)
     drawn = [
         _batches(model, items, part, count, size, generator, steps)
-        for part, count in zip(parts, (starts, starts // 2, starts), strict=True)
+        for part, count in zip(parts, (starts, starts // 2, report or starts), strict=True)
     ]
     return Problem(model.denoiser.path, *drawn)
 

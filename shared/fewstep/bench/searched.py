@@ -1,0 +1,186 @@
+"""Searched tables against every fixed solver of diffusers: `python -m fewstep.bench.searched --out FILE`.
+
+error = root mean square distance to the end point of the probability flow from the same start. A table is fitted on some starts, chosen
+on others and reported on a third set, which it never saw; of the fixed solvers the best setting on that third set is reported.
+Worlds: the mixtures of worlds.py on the path of Stable Diffusion; or, with --model and --batch, a saved generator.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.bench import peers
+from fewstep.bench.timing import machine, write
+from fewstep.bench.worlds import mixture_worlds
+from fewstep.denoiser import Denoise
+from fewstep.estimate import Estimate
+from fewstep.guidance.cfg import Guided
+from fewstep.metrics import sliced_wasserstein
+from fewstep.paths import DDPM
+from fewstep.sampling import sample
+from fewstep.search.evolve import Evolution
+from fewstep.search.fit import Effort, fit_table
+from fewstep.search.problem import Problem, items_of, problem
+from fewstep.search.starts import error, reference
+from fewstep.solvers.table import Table
+from fewstep.toy import Mixture
+
+PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
+# Starts to fit (and half as many to select by), by dimension.
+FITTED = {2: 1024, 64: 512, 3072: 64}
+EFFORT = Effort(rounds=((6, 5), (2, 10), (1, 30)))
+QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generations=6), rounds=((3, 4), (1, 12)))
+# How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
+FINALISTS, TRIED = 6, 64
+
+
+class AtFloatTimes:
+    """A mixture at one time for all states, by matrix products: toy.Mixture, some ten times faster."""
+
+    def __init__(self, world: Mixture) -> None:
+        self.world = world
+        self.means = (
+            world.means[:, None] if world.q is None else world.means[:, None] @ world.q
+        )  # (K, 1, D), on the axes
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        if isinstance(t, Tensor):
+            return self.world(x, t)
+        w = self.world
+        a, _, s = (c.item() for c in w.path.schedule(torch.tensor(t, dtype=torch.float64)))
+        v = a * a * w.ev + s * s
+        gain = a * w.ev / v  # (K, D)
+        level = w.weights.log() - 0.5 * v.log().sum(1)
+        if w.q is None:
+            m = w.means
+            log_r = level - 0.5 * (x.square() @ (1 / v).T - 2 * a * x @ (m / v).T + a * a * (m * m / v).sum(1))
+            r = log_r.softmax(1)
+            x0 = r @ (m - a * gain * m) + x * (r @ gain)
+        else:
+            z = x @ w.q - a * self.means  # (K, B, D)
+            r = (level - 0.5 * (z.square() @ (1 / v)[..., None])[..., 0].T).softmax(1)
+            x0 = r @ w.means + ((z * gain[:, None] * r.T[..., None]) @ w.q.mT).sum(0)
+        return Estimate(x0, lambda: (x - a * x0) / s)
+
+
+def fast(denoise: Denoise) -> Denoise:
+    """The same denoiser, its mixtures at float times."""
+    if isinstance(denoise, Guided):
+        return Guided(fast(denoise.conditional), fast(denoise.unconditional), denoise.cfg)
+    return AtFloatTimes(denoise) if isinstance(denoise, Mixture) else denoise
+
+
+def mixture_problems(only: str | None, seed: int, report: int) -> Iterator[tuple[str, Problem, float]]:
+    """(name, starts, error of the reference) of the mixture worlds; drawn by the seed."""
+    for name, world in mixture_worlds(PATH).items():
+        if only is not None and only not in name:
+            continue
+        count = FITTED[int(name.split("-")[0])]
+        generator, denoise = torch.Generator().manual_seed(1000 + seed), fast(world.denoise)
+        sizes = (count // 4, count * 3 // 4, count // 2, report)  # the trials of the fit see its first batch alone
+        parts = [reference(denoise, world.start(n, generator), PATH, steps=300, clean=PATH.t_min) for n in sizes]
+        coarse = reference(denoise, parts[0].x, PATH, steps=150, clean=PATH.t_min)
+        doubt = (coarse.target - parts[0].target).square().mean().sqrt().item()
+        yield name, Problem(PATH, parts[:2], parts[2:3], parts[3:]), doubt
+
+
+def compare(task: Problem, nfe: int, seed: int, effort: Effort, clean: float | None) -> dict[str, Any]:
+    """One row: the fitted table, and the fixed solvers."""
+    start = time.process_time()
+    table = fit_table(
+        task.path, task.fit, task.select, nfe, torch.Generator().manual_seed(seed), effort=effort, clean=clean
+    )
+    seconds = time.process_time() - start
+    ours = error(table, task.path, table.grid, task.report)
+    few = task.report[0]
+    trial = [few._replace(x=few.x[:TRIED], target=few.target[:TRIED])] if few.y is None else task.select[:1]
+    tried = peers.errors(peers.peers(), task.path, trial, nfe)
+    finalists = [p for peer in list(tried)[:FINALISTS] for p in (peer, peer._replace(exact=False))]
+    table_of_peers = peers.errors(list(dict.fromkeys(finalists)), task.path, task.report, nfe)
+    best, least = next(iter(table_of_peers.items()))
+    kinds = {p.scheduler: e for p, e in reversed(tried.items())}
+    return {
+        "nfe": nfe,
+        "seed": seed,
+        "ours": ours,
+        "fitted_error": error(table, task.path, table.grid, task.fit),
+        "diffusers": least,
+        "diffusers_solver": best.name,
+        "ratio": ours / least,
+        **_distances(table, best, task, nfe),
+        "cpu_seconds": round(seconds, 1),
+        "settings_that_ran": len(tried),
+        "best_of_each_scheduler_on_a_few_starts": dict(sorted(kinds.items(), key=lambda item: item[1])),
+        "times": table.times,
+    }
+
+
+@torch.no_grad()
+def _distances(table: Table, best: peers.Peer, task: Problem, nfe: int) -> dict[str, float]:
+    """Sliced Wasserstein distances of the end points to the reference end points, as samples."""
+    levels, targets = peers.Levels(task.path), torch.cat([p.target.flatten(1) for p in task.report])
+    own = [sample(p.denoise, p.x, task.path, table, table.grid, p.y) for p in task.report]
+    theirs = [_end(peers.run(best, levels, p, nfe)) for p in task.report]
+    return {
+        name: sliced_wasserstein(torch.cat([e.flatten(1) for e in ends]), targets, generator=_seeded()).item()
+        for name, ends in (("ours_sliced_wasserstein", own), ("diffusers_sliced_wasserstein", theirs))
+    }
+
+
+def _end(x: Tensor | None) -> Tensor:
+    assert x is not None  # it has run on these starts before
+    return x
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def network_problem(args: argparse.Namespace, seed: int) -> tuple[str, Problem, float]:
+    """The same of a saved generator and a batch of its data."""
+    from safetensors.torch import load_file
+
+    from fewstep.generator import pretrained
+
+    model = pretrained(args.model).requires_grad_(False)
+    items = items_of(model, load_file(args.batch))
+    task = problem(model, items, args.starts, args.batch_size, seed, args.reference_steps, args.report)
+    part = task.report[0]
+    coarse = reference(part.denoise, part.x, task.path, part.y, args.reference_steps // 2)
+    return "network", task, (coarse.target - part.target).square().mean().sqrt().item()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fewstep.bench.searched", description=__doc__)
+    parser.add_argument("--out", metavar="FILE", required=True)
+    parser.add_argument("--world", help="only the mixture worlds with this in their name, such as 64-d or 7.5")
+    parser.add_argument("--model", metavar="DIR", help="an artifact instead of the mixtures")
+    parser.add_argument("--batch", metavar="FILE", help="safetensors of a data batch of that artifact")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--report", type=int, default=512, help="starts to report on (default 512)")
+    parser.add_argument("--starts", type=int, default=32, help="starts to fit, of an artifact (default 32)")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--reference-steps", type=int, default=40, help="of the reference, of an artifact (default 40)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        network = [network_problem(args, seed)] if args.model else mixture_problems(args.world, seed, args.report)
+        for name, task, doubt in network:
+            for nfe in args.nfe:
+                effort, clean = (QUICK, None) if args.model else (EFFORT, PATH.t_min)
+                row = {"world": name, **compare(task, nfe, seed, effort, clean), "reference_error": doubt}
+                rows.append(row)
+                sys.stderr.write(f"{name} nfe {nfe} seed {seed}: {row['ours']:.5f} against {row['diffusers']:.5f}\n")
+    write({"bench": "searched", **machine(), "model": args.model, "rows": rows}, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

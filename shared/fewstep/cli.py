@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from fewstep import __version__
 from fewstep.command import Command, Parser, UsageError
 from fewstep.recipes import RECIPES
+from fewstep.search_command import SEARCH
 
 LIGHTNING = {
     "fit": "train a recipe:  fewstep fit -c recipe.yaml [--model.init_args.iterations=2000 ...]",
@@ -67,6 +68,7 @@ def _bench(args: argparse.Namespace) -> int:
 COMMANDS = {
     "demo": Command("a slow teacher becomes a one-step student on real data, with a report", _demo_arguments, _demo),
     "recipes": RECIPES,
+    "search-schedule": SEARCH,
     "bench": Command("measure: sampling and training overhead, orders and errors of the solvers", _bench_arguments, _bench),
 }
 

@@ -69,7 +69,9 @@ COMMANDS = {
     "demo": Command("a slow teacher becomes a one-step student on real data, with a report", _demo_arguments, _demo),
     "recipes": RECIPES,
     "search-schedule": SEARCH,
-    "bench": Command("measure: sampling and training overhead, orders and errors of the solvers", _bench_arguments, _bench),
+    "bench": Command(
+        "measure: sampling and training overhead, orders and errors of the solvers", _bench_arguments, _bench
+    ),
 }
 
 

@@ -77,9 +77,7 @@ def sample(
     return state.xs[0]
 
 
-def _folded(
-    denoise: Bound, x: Tensor, rows: tuple[Row, ...], y: Tensor | None, generator: Noise | None
-) -> Tensor:
+def _folded(denoise: Bound, x: Tensor, rows: tuple[Row, ...], y: Tensor | None, generator: Noise | None) -> Tensor:
     """The loop over raw network outputs, for plain denoisers: no conversion is left per step."""
     denoise.prepare(_times(rows), x)
     rows = fold(rows, denoise.denoiser.path, denoise.denoiser.prediction)

@@ -196,7 +196,9 @@ def test_heun_is_the_trapezoidal_rule_of_edm():
 
 @pytest.mark.parametrize(
     "solver",  # all whose formulas know lambda (or rho) alone: not the path's own time, nor midpoints in it, nor its scale
-    over({k: v for k, v in catalogue.DETERMINISTIC.items() if not re.search("DEIS t|in t|PNDM|BDIA", k) or k == "iPNDM"}),
+    over(
+        {k: v for k, v in catalogue.DETERMINISTIC.items() if not re.search("DEIS t|in t|PNDM|BDIA", k) or k == "iPNDM"}
+    ),
 )
 def test_paths_with_the_same_log_snr_grid_have_the_same_data_trajectory(solver):
     """x0 and eps do not depend on the path, z = x / a is shared."""

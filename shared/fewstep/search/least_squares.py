@@ -21,10 +21,17 @@ def triangle(batches: Iterable[Tensor]) -> Tensor:
     return r
 
 
-def solve(r: Tensor, columns: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Weights (len(columns), len(targets)) of least norm, and the sums of squares left over (len(targets),)."""
+def resolution(dtype: torch.dtype) -> float:
+    """Singular values below this part of the largest are rounding of data in `dtype`, not directions: 64 epsilon."""
+    return min(64 * torch.finfo(dtype).eps, 1e-3)
+
+
+def solve(
+    r: Tensor, columns: Sequence[int], targets: Sequence[int], rcond: float = resolution(torch.float64)
+) -> tuple[Tensor, Tensor]:
+    """Weights (len(columns), len(targets)) of least norm, and the sums of squares left over (len(targets),); rcond: `resolution`."""
     a, b = r[:, list(columns)], r[:, list(targets)]
     # Columns differ in size by orders of magnitude; the rank is decided on unit columns.
     size = a.norm(dim=0).clamp(min=1e-300)
-    weights = torch.linalg.lstsq(a / size, b, driver="gelsd", rcond=1e-14).solution / size[:, None]
+    weights = torch.linalg.lstsq(a / size, b, driver="gelsd", rcond=rcond).solution / size[:, None]
     return weights, (a @ weights - b).square().sum(0)

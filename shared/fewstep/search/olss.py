@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.search.least_squares import solve, triangle
+from fewstep.search.least_squares import resolution, solve, triangle
 from fewstep.search.starts import Starts, fine_grid
 from fewstep.search.trajectories import Trajectory, record
 from fewstep.solvers.schedule import SolverSchedule
@@ -26,12 +26,13 @@ from fewstep.solvers.table import Table, TableRow
 class Regression:
     """All inner products of x_T, eps_0 .. eps_{n-1} and the states x_1 .. x_n of a teacher; columns in this order.
 
-    r: their triangle (least_squares.py); n: steps of the teacher; count: coordinates of all starts.
+    r: their triangle (least_squares.py); n: steps of the teacher; count: coordinates of all starts; rcond: their resolution.
     """
 
     r: Tensor
     n: int
     count: int
+    rcond: float
 
     @classmethod
     def of(cls, teacher: Sequence[Trajectory]) -> "Regression":
@@ -40,12 +41,13 @@ class Regression:
             torch.stack([v.flatten() for v in (t.states[0], *(e.eps for e in t.estimates), *t.states[1:])], 1)
             for t in teacher
         )
-        return cls(triangle(batches), len(teacher[0].estimates), sum(t.states[0].numel() for t in teacher))
+        count, dtype = sum(t.states[0].numel() for t in teacher), teacher[0].states[0].dtype
+        return cls(triangle(batches), len(teacher[0].estimates), count, resolution(dtype))
 
     def fit(self, nodes: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Weights (1 + len(nodes), len(targets)) of x_T and of eps at `nodes`, and the mean squares, for states x_j at `targets`."""
         columns = [0, *(1 + j for j in nodes)]
-        weights, square = solve(self.r, columns, [self.n + j for j in targets])
+        weights, square = solve(self.r, columns, [self.n + j for j in targets], self.rcond)
         return weights, square / self.count
 
     def jumps(self, bound: float, most: int) -> tuple[int, ...] | None:

@@ -144,7 +144,9 @@ class Table(Solver):
             raise ValueError(f"{file} is not a table of format {FORMAT}, as `fewstep search-schedule` writes them")
         table = build(stored["table"], where=str(file))
         if not isinstance(table, Table):
-            raise ValueError(f"{file} holds a {type(table).__name__}, not a table")
+            raise ValueError(  # noqa: TRY004 (a bad file, as all of load reports it)
+                f"{file} holds a {type(table).__name__}, not a table"
+            )
         return table
 
 

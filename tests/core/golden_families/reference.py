@@ -2,10 +2,10 @@
 
 import torch
 from golden_cases import sample
-from golden_families.paths import path_of
-from golden_families.starts import start
 
 from fewstep.solvers.unipc import UniPC
+from golden_families.paths import path_of
+from golden_families.starts import start
 
 STEPS = 2000
 

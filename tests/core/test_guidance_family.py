@@ -97,7 +97,7 @@ class Net(nn.Module):
     def forward(self, x, t, label):
         self.count += 1
         self.rows += len(x)
-        return torch.tanh(1.1 * x + label * (1 + 0.1 * t[:, None]))
+        return torch.tanh(1.1 * x + label * (1 + 0.1 * t[:, None].to(x.dtype)))
 
 
 def network(path=PATH):

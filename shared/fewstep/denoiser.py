@@ -1,6 +1,6 @@
 """Denoiser = network + path + prediction: from (x_t, t) and conditions to an Estimate of (x0, eps)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -98,11 +98,22 @@ def tabulate(path: Path, prediction: Prediction, times: tuple[float, ...]) -> di
     return {time: Scalars(r[:3], r[3:6], *r[6:]) for time, r in zip(times, rows, strict=True)}
 
 
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is remembered must serve training too
+def labels(
+    path: Path, prediction: Prediction, times: tuple[float, ...], batch: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """The network's labels (B,) at each of these times, made at once."""
+    table = tabulate(path, prediction, times)
+    values = torch.tensor([table[t].label for t in times], dtype=dtype).to(device)
+    return values[:, None].expand(-1, batch).contiguous().unbind()
+
+
 class Bound:
     """A denoiser with its conditions fixed. At float times all scalars come from a table."""
 
     def __init__(self, denoiser: Denoiser, cond: Cond | None, y: Tensor | None) -> None:
-        self.denoiser, self.cond, self.y = denoiser, cond or {}, y
+        self.denoiser, self.net, self.cond, self.y = denoiser, denoiser.net, cond or {}, y
         self._table: dict[float, Scalars] = {}
         self._labels: dict[float, Tensor] = {}
         self._like: tuple[object, ...] = ()
@@ -114,27 +125,25 @@ class Bound:
             self._labels, self._like = {}, like
         table = tabulate(self.denoiser.path, self.denoiser.prediction, times)
         self._table |= table
-        values = torch.tensor([table[t].label for t in times], dtype=label_dtype(x)).to(x.device)
-        self._labels |= zip(times, values[:, None].expand(-1, x.shape[0]).contiguous().unbind(), strict=True)
+        self._labels |= zip(times, self.labels(times, x), strict=True)
         return table
+
+    def labels(self, times: tuple[float, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """What the network is told at each of these times: (B,) each, for states like x."""
+        return labels(self.denoiser.path, self.denoiser.prediction, times, x.shape[0], label_dtype(x), x.device)
 
     def output(self, x: Tensor, t: float) -> Tensor:
         """The network's raw output at a float time."""
         if t not in self._labels or self._like != (x.shape[0], x.dtype, x.device):
             self.prepare((t,), x)
-        return self.calls((t,))[0](x)
+        return self.call(x, self._table[t], self._labels[t])
 
-    def calls(self, times: tuple[float, ...]) -> list[Callable[[Tensor], Tensor]]:
-        """x -> raw output at each of the prepared times."""
-        net, cond, y = self.denoiser.net, self.cond, self.y
-
-        def call(i: float, j: float, label: Tensor) -> Callable[[Tensor], Tensor]:
-            if y is not None and j != 0.0:
-                anchor = y
-                return lambda x: net((x * i).add_(anchor, alpha=j), label, **cond)
-            return (lambda x: net(x, label, **cond)) if i == 1.0 else (lambda x: net(x * i, label, **cond))
-
-        return [call(self._table[t].i, self._table[t].j, self._labels[t]) for t in times]
+    def call(self, x: Tensor, k: Scalars, label: Tensor) -> Tensor:
+        """The network's raw output at the time of these scalars and labels."""
+        seen = x if k.i == 1.0 else x * k.i
+        if self.y is not None and k.j != 0.0:
+            seen = seen.add(self.y, alpha=k.j)
+        return self.net(seen, label, **self.cond)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         if isinstance(t, Tensor):

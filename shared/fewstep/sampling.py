@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Bound, Denoise, tabulate
+from fewstep.denoiser import Bound, Denoise, Scalars, tabulate
 from fewstep.estimate import Estimate
 from fewstep.paths import Path
 from fewstep.prediction import Prediction
@@ -79,13 +80,28 @@ def sample(
 
 def _folded(denoise: Bound, x: Tensor, rows: tuple[Row, ...], y: Tensor | None, generator: Noise | None) -> Tensor:
     """The loop over raw network outputs, for plain denoisers: no conversion is left per step."""
-    denoise.prepare(_times(rows), x)
-    rows = fold(rows, denoise.denoiser.path, denoise.denoiser.prediction)
-    state, keep = State((x,)), reach(rows)
-    for row, call in zip(rows, denoise.calls(_times(rows)), strict=True):
-        out = call(state.xs[0]) if row.e else None
-        state = advance(state, out, row, draw(x, row, generator), keep, y)
+    run = _compile(rows, denoise.denoiser.path, denoise.denoiser.prediction)
+    state = State((x,))
+    for row, k, label in zip(run.rows, run.scalars, denoise.labels(run.times, x), strict=True):
+        out = denoise.call(state.xs[0], k, label) if row.e else None
+        state = advance(state, out, row, draw(x, row, generator), run.keep, y)
     return state.xs[0]
+
+
+class Run(NamedTuple):
+    """A folded plan with all that its loop looks up: rows, their times and the denoiser's scalars, `reach` of the rows."""
+
+    rows: tuple[Row, ...]
+    times: tuple[float, ...]
+    scalars: tuple[Scalars, ...]
+    keep: tuple[int, int]
+
+
+@lru_cache(maxsize=256)
+def _compile(rows: tuple[Row, ...], path: Path, prediction: Prediction) -> Run:
+    times, rows = _times(rows), fold(rows, path, prediction)
+    table = tabulate(path, prediction, times)
+    return Run(rows, times, tuple(table[t] for t in times), reach(rows))
 
 
 @lru_cache(maxsize=256)
@@ -98,7 +114,6 @@ def anchored(rows: tuple[Row, ...], path: Path) -> tuple[Row, ...]:
     )
 
 
-@lru_cache(maxsize=256)
 def fold(rows: tuple[Row, ...], path: Path, prediction: Prediction) -> tuple[Row, ...]:
     """The same plan over (states, network outputs): E_k = A_k X_k + B_k out_k + C_k y was evaluated at the state X_k.
 

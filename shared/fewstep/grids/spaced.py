@@ -1,6 +1,8 @@
 """Grids on the indices of a discrete process (DDPM tables, ResShift, RDDM), whose clean end is -1."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -42,25 +44,25 @@ class Spaced(Grid):
 
     def __call__(self, path: Path, n: int) -> Tensor:
         total = indices(path, n, self.spacing)
-        i = torch.arange(n, dtype=torch.float64)
-        index = {
-            "include_end": lambda: (i * ((total - 1) / max(n - 1, 1))).round() if n > 1 else i + total - 1,
-            "trailing": lambda: (total - i.flip(0) * total / n).round() - 1,
-            "leading": lambda: i * (total // n) + self.offset,
-            "floor": lambda: (total * i / n).floor(),
-            "dpm_linspace": lambda: ((i + 1) * ((total - 1) / n)).round(),
-            "dpm_leading": lambda: (i + 1) * (total // (n + 1)) + self.offset,
-        }[self.spacing]()
+        at: Callable[[int], int] = {
+            "include_end": lambda i: round(i * ((total - 1) / (n - 1))) if n > 1 else total - 1,
+            "trailing": lambda i: round(total - (n - 1 - i) * total / n) - 1,
+            "leading": lambda i: i * (total // n) + self.offset,
+            "floor": lambda i: total * i // n,
+            "dpm_linspace": lambda i: round((i + 1) * ((total - 1) / n)),
+            "dpm_leading": lambda i: (i + 1) * (total // (n + 1)) + self.offset,
+        }[self.spacing]
+        index = [at(i) for i in range(n)]
         if index[-1] > total - 1:
             raise ValueError(
                 f"{self.spacing} spacing with offset {self.offset} asks for index {index[-1]:g}, the last one is {total - 1}"
             )
-        t = torch.cat([index.flip(0), torch.tensor([self.end], dtype=torch.float64)])
-        if self.end < -1 or not (t[:-1] > t[1:]).all():
+        times = [*reversed(index), self.end]
+        if self.end < -1 or any(t <= s for t, s in pairwise(times)):
             raise ValueError(
                 f"{self.spacing} spacing of {n} steps over {total} indices does not decrease to {self.end:g}"
             )
-        return t
+        return torch.tensor(times, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

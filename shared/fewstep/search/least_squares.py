@@ -21,17 +21,21 @@ def triangle(batches: Iterable[Tensor]) -> Tensor:
     return r
 
 
-def resolution(dtype: torch.dtype) -> float:
-    """Singular values below this part of the largest are rounding of data in `dtype`, not directions: 64 epsilon."""
-    return min(64 * torch.finfo(dtype).eps, 1e-3)
-
-
 def solve(
-    r: Tensor, columns: Sequence[int], targets: Sequence[int], rcond: float = resolution(torch.float64)
+    r: Tensor, columns: Sequence[int], targets: Sequence[int], rounding: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weights (len(columns), len(targets)) of least norm, and the sums of squares left over (len(targets),); rcond: `resolution`."""
+    """Weights (len(columns), len(targets)), of least norm where they are not unique, and the sums of squares left over (len(targets),).
+
+    rounding: (p,) the norm of the rounding errors in each column. Then it is |A w - b|^2 + sum_j (rounding_j w_j)^2 that is least:
+    what these weights are expected to leave over where the errors are drawn anew.
+    """
     a, b = r[:, list(columns)], r[:, list(targets)]
+    seen, wanted = a, b
+    if rounding is not None:
+        seen = torch.cat([a, torch.diag(rounding[list(columns)])])
+        wanted = torch.cat([b, b.new_zeros(len(columns), b.shape[1])])
     # Columns differ in size by orders of magnitude; the rank is decided on unit columns.
-    size = a.norm(dim=0).clamp(min=1e-300)
-    weights = torch.linalg.lstsq(a / size, b, driver="gelsd", rcond=rcond).solution / size[:, None]
+    size = seen.norm(dim=0).clamp(min=1e-300)
+    rcond = 64 * torch.finfo(r.dtype).eps
+    weights = torch.linalg.lstsq(seen / size, wanted, driver="gelsd", rcond=rcond).solution / size[:, None]
     return weights, (a @ weights - b).square().sum(0)

@@ -2,6 +2,7 @@
 
     x_{k+1} = w_k x_T + sum_{j <= k} W_kj eps_j
 
+(x0_j instead of eps_j on paths that start without data: there eps_0 = x_T would tell nothing.)
 Weights and times come from recorded trajectories alone: row k is fitted to the teacher's state at its end, with the estimates at the
 student's nodes but on the teacher's path. Times are chosen greedily: jump as far as the mean square of the fit stays below a bound, and
 bisect the bound until the jumps are as many as wanted.
@@ -15,39 +16,53 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.search.least_squares import resolution, solve, triangle
+from fewstep.search.least_squares import solve, triangle
 from fewstep.search.starts import Starts, fine_grid
 from fewstep.search.trajectories import Trajectory, record
+from fewstep.solvers.base import Half
 from fewstep.solvers.schedule import SolverSchedule
 from fewstep.solvers.table import Table, TableRow
+
+# Rounding errors of recorded states, in units of the resolution of their numbers.
+DIGITS = 8.0
 
 
 @dataclass(frozen=True)
 class Regression:
-    """All inner products of x_T, eps_0 .. eps_{n-1} and the states x_1 .. x_n of a teacher; columns in this order.
+    """All inner products of x_T, the estimates E_0 .. E_{n-1} and the states x_1 .. x_n of a teacher; columns in this order.
 
-    r: their triangle (least_squares.py); n: steps of the teacher; count: coordinates of all starts; rcond: their resolution.
+    r: their triangle (least_squares.py); n: steps of the teacher; count: coordinates of all starts; rounding: of the columns;
+    uses: the half of the estimates in the columns, eps unless said otherwise.
     """
 
     r: Tensor
     n: int
     count: int
-    rcond: float
+    rounding: Tensor
+    uses: Half
 
     @classmethod
-    def of(cls, teacher: Sequence[Trajectory]) -> "Regression":
+    def of(cls, path: Path, teacher: Sequence[Trajectory]) -> "Regression":
         """Reduce recorded trajectories, one batch at a time."""
+        a, _, s = path.schedule(teacher[0].grid[:-1])
+        uses: Half = "eps" if a[0] > 0 else "x0"
         batches = (
-            torch.stack([v.flatten() for v in (t.states[0], *(e.eps for e in t.estimates), *t.states[1:])], 1)
+            torch.stack(
+                [v.flatten() for v in (t.states[0], *(getattr(e, uses) for e in t.estimates), *t.states[1:])], 1
+            )
             for t in teacher
         )
-        count, dtype = sum(t.states[0].numel() for t in teacher), teacher[0].states[0].dtype
-        return cls(triangle(batches), len(teacher[0].estimates), count, resolution(dtype))
+        r, n = triangle(batches), len(teacher[0].estimates)
+        states = r[:, [0, *range(n + 1, 2 * n)]].norm(dim=0)  # x_T, x_1 .. x_{n-1}: where the estimates were made
+        # A state of a long trajectory has lost some digits, and eps = (x - a x0)/s is off by its error over s.
+        lost = DIGITS * torch.finfo(teacher[0].states[0].dtype).eps * states
+        rounding = torch.cat([lost[:1], lost / s if uses == "eps" else lost])
+        return cls(r, n, sum(t.states[0].numel() for t in teacher), rounding, uses)
 
     def fit(self, nodes: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Weights (1 + len(nodes), len(targets)) of x_T and of eps at `nodes`, and the mean squares, for states x_j at `targets`."""
+        """Weights (1 + len(nodes), len(targets)) of x_T and of the estimates at `nodes`, and the mean squares, for states x_j at `targets`."""
         columns = [0, *(1 + j for j in nodes)]
-        weights, square = solve(self.r, columns, [self.n + j for j in targets], self.rcond)
+        weights, square = solve(self.r, columns, [self.n + j for j in targets], self.rounding)
         return weights, square / self.count
 
     def jumps(self, bound: float, most: int) -> tuple[int, ...] | None:
@@ -100,7 +115,7 @@ class Regression:
         times, rows = grid.tolist(), []
         for i, (node, to) in enumerate(itertools.pairwise(nodes)):
             start, *eps = self.fit(nodes[: i + 1], [to])[0][:, 0].tolist()
-            rows.append(TableRow(times[node], times[to], (0.0,) * i + (start,), tuple(reversed(eps)), "eps"))
+            rows.append(TableRow(times[node], times[to], (0.0,) * i + (start,), tuple(reversed(eps)), self.uses))
         return tuple(rows)
 
 
@@ -114,5 +129,5 @@ def fit_olss(
     """
     grid = fine_grid(path, 100, clean) if times is None else times
     teacher = [record(part, path, SolverSchedule.unipc(grid, 2), grid) for part in starts]
-    regression = Regression.of(teacher)
+    regression = Regression.of(path, teacher)
     return Table(path, regression.rows(grid, regression.choose(nfe)[0]))

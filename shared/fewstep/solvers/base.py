@@ -162,27 +162,28 @@ def advance(
     y: Tensor | None = None,
 ) -> State:
     """The state after one row; `keep` = how many states and estimates later rows look at. Differentiable, no side effects."""
+    _, _, c, weights, to_noise, _, uses, to_y, bias = row
     xs, es = state.xs, state.es if estimate is None else (estimate, *state.es)
     x = None
-    for v, w in zip(xs, row.x, strict=False):
+    for v, w in zip(xs, c):  # noqa: B905 (a keyword costs, here in the loop of every sample)
         if not isinstance(w, float):
             x = _weigh(x, v, w)
         elif w != 0.0:
             x = v * w if x is None else x.add_(v, alpha=w)
-    for v, w in zip(es, row.e, strict=False):
+    for v, w in zip(es, weights):  # noqa: B905
         if isinstance(v, Estimate):
-            v = v.x0 if row.uses == "x0" else v.eps
+            v = v.x0 if uses == "x0" else v.eps
         if not isinstance(w, float):
             x = _weigh(x, v, w)
         elif w != 0.0:
             x = v * w if x is None else x.add_(v, alpha=w)
     x = torch.zeros_like(xs[0]) if x is None else x
     if noise is not None:
-        x = _weigh(x, noise, row.noise)
-    if y is not None and (not isinstance(row.y, float) or row.y != 0.0):
-        x = _weigh(x, y, row.y)
-    if not isinstance(row.bias, float) or row.bias != 0.0:
-        x = x + (row.bias.to(x) if isinstance(row.bias, Tensor) else row.bias)
+        x = _weigh(x, noise, to_noise)
+    if y is not None and (not isinstance(to_y, float) or to_y != 0.0):
+        x = _weigh(x, y, to_y)
+    if not isinstance(bias, float) or bias != 0.0:
+        x = x + (bias.to(x) if isinstance(bias, Tensor) else bias)
     return State((x, *xs[: keep[0] - 1]), es[: keep[1] - 1])
 
 

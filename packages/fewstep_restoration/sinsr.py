@@ -6,15 +6,15 @@ F(x_T) is the teacher's deterministic output from the same noise. The inversion 
 index 0 but with the scaling of index T-1, as in the official code: their output is a state at T.
 """
 
+from typing import Any
+
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoiser, combine
 from fewstep.distill.pool import PairPool
 from fewstep.distill.trajectory import TrajectoryRegression, regression_loss
 from fewstep.generator import Generator
-from fewstep.train.schedules import Schedule
 from fewstep.train.shell import Batch, Terms
 
 
@@ -45,13 +45,9 @@ class SinSR(TrajectoryRegression):
         pool: PairPool | None = None,
         inversion: float = 1.0,
         ground_truth: float = 1.0,
-        student: Generator | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        grad_clip: float = 1.0,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(teacher, iterations, 1, pool, student, optimizer, schedule, grad_clip, seed)
+        super().__init__(teacher, iterations, pool, **kwargs)
         self.inversion, self.ground_truth = inversion, ground_truth
 
     def loss(self, batch: Batch) -> Terms:

@@ -63,6 +63,14 @@ class Generator(nn.Module):
             callbacks,
         )
 
+    def unconditional(self, cond: Cond) -> Cond:
+        """The conditions of the unconditional branch beside these; domains with guidance write it.
+
+        Raises:
+            ValueError: here, where nothing is known of the conditions.
+        """
+        raise ValueError(f"{type(self).__name__} has no unconditional branch, so it cannot be guided")
+
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The domain's figures of own samples against a data batch, each (B,); none here."""
         return {}

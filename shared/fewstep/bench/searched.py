@@ -32,8 +32,8 @@ from fewstep.toy import Mixture
 
 PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
 # Starts to fit (and half as many to select by), by dimension.
-FITTED = {2: 1024, 64: 512, 3072: 64}
-EFFORT = Effort(rounds=((6, 5), (2, 10), (1, 30)))
+FITTED = {2: 1024, 64: 2048, 3072: 512}
+EFFORT = Effort(rounds=((6, 5), (3, 10), (2, 30)))
 QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generations=6), rounds=((3, 4), (1, 12)))
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", metavar="FILE", help="safetensors of a data batch of that artifact")
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--report", type=int, default=512, help="starts to report on (default 512)")
+    parser.add_argument("--report", type=int, default=2048, help="starts to report on (default 2048)")
     parser.add_argument("--starts", type=int, default=32, help="starts to fit, of an artifact (default 32)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--reference-steps", type=int, default=40, help="of the reference, of an artifact (default 40)")

@@ -6,15 +6,13 @@ The distillation term of SinSR (arXiv:2311.14760, eq. 9) and, with stored pairs,
 """
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from fewstep.distill.base import Distiller
 from fewstep.distill.pool import PairPool, Pairs
 from fewstep.generator import Generator
-from fewstep.train.schedules import Schedule
 from fewstep.train.shell import Batch, Terms
 
 
@@ -34,15 +32,10 @@ class TrajectoryRegression(Distiller):
         self,
         teacher: Generator,
         iterations: int,
-        steps: int = 1,
         pool: PairPool | None = None,
-        student: Generator | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        grad_clip: float = 1.0,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(teacher, iterations, steps, student, optimizer, schedule, grad_clip, seed)
+        super().__init__(teacher, iterations, **kwargs)
         self.pool = pool or PairPool()
 
     def pairs(self, batch: Batch) -> Pairs:

@@ -8,26 +8,30 @@ determine them. That learned times and weights beat fixed formulas is the findin
 (arXiv:2402.17376), LD3 (arXiv:2405.15506) and S4S (arXiv:2502.17423), which descend by gradients through the network. Here
 
 1. an evolution (evolve.py) looks for good times, with the rows of every candidate by regression on the teacher's states (regress.py);
-2. the best few are fitted by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
-3. the best of them is fitted to all starts.
+2. the best few of them, and of the fixed solvers on the usual grids (which win where the flow is not smooth: strong guidance), are fitted
+   by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
+3. the best of those are fitted to all starts.
 
 What is returned is the iterate with the least error on other starts, `select`. No gradient of the denoiser is needed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from fewstep.grids.beta import beta_quantile
 from fewstep.paths import Path
 from fewstep.search.evolve import Evolution, evolve, seeded
 from fewstep.search.levenberg_marquardt import Minimiser
 from fewstep.search.regress import regressed
 from fewstep.search.row_numbers import EndPoints, RowNumbers
-from fewstep.search.starts import Progress, Starts, error, fine_grid, span
+from fewstep.search.starts import Progress, Starts, error, fine_grid, levels_grid, span
 from fewstep.search.subsets import Subsets
 from fewstep.search.times import even
 from fewstep.search.trajectories import record
+from fewstep.solvers import DDIM, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
 from fewstep.solvers.table import Table
 
@@ -40,6 +44,7 @@ class Effort:
     """How much a fit spends.
 
     sizes: of the evolution over times; nodes: how many times there are to choose from;
+    fixed: how many tables of fixed solvers join those of the evolution;
     rounds: (tables to go on with, most Levenberg-Marquardt iterations for each), the last on all starts.
     An iteration of K rows costs about K^3/6 + K^2/2 evaluations of all starts fitted, a candidate of the evolution K.
     """
@@ -48,7 +53,8 @@ class Effort:
         population=40, keep=10, mutants=20, crosses=5, generations=8
     )
     nodes: int = 64
-    rounds: tuple[tuple[int, int], ...] = ((8, 6), (3, 12), (1, 40))
+    fixed: int = 2
+    rounds: tuple[tuple[int, int], ...] = ((8, 6), (3, 12), (2, 40))
 
 
 class Fit:
@@ -104,18 +110,43 @@ def fit_table(
     if nfe < 1 or not starts or not select:
         raise ValueError(f"a fit needs nfe >= 1 and starts to fit and to select on, got nfe = {nfe}")
     rounds = [(min(keep, nfe), n) for keep, n in effort.rounds] if nfe == 1 else effort.rounds
-    tables = [*initial, *regressed_tables(path, starts[:1], nfe, generator, effort, clean)]
+    known = [*initial, *fixed_tables(path, starts[:1], nfe, clean)[: effort.fixed]]
+    evolved = regressed_tables(path, starts[:1], nfe, generator, effort, clean)
     lowest = span(path, clean)[1]
-    pool = [Fit(table, lowest, select) for table in tables[: len(initial) + rounds[0][0]]]
-    done, total = 0, sum(min(keep, len(pool)) for keep, _ in rounds)
+    pool = [Fit(table, lowest, select) for table in [*known, *evolved][: len(known) + rounds[0][0]]]
+    done, total = 0, len(pool) + sum(min(keep, len(pool)) for keep, _ in rounds[1:])
     for n, (keep, iterations) in enumerate(rounds):
-        pool = sorted(pool, key=lambda fit: fit.error)[:keep]
+        pool = sorted(pool, key=lambda fit: fit.error)[: keep if n else None]
         for fit in pool:
             fit.run(starts if n == len(rounds) - 1 else starts[:1], iterations)
             done += 1
             if progress is not None:
                 progress(done, total, min(f.error for f in pool))
     return min(pool, key=lambda fit: fit.error).table
+
+
+def fixed_tables(path: Path, starts: Sequence[Starts], nfe: int, clean: float | None = None) -> list[Table]:
+    """DDIM, DPM-Solver++(2M) and UniPC on the usual grids, best first.
+
+    Grids are even in lambda, in time, in Beta(0.6, 0.6) quantiles of time and in sigma^(1/7); the last evaluation is at the end of that
+    range, or one step before it.
+    """
+    hi, lo = span(path, clean)
+    t_max, t_min = path.time_of_log_snr(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
+    found = []
+    for u in (torch.linspace(0, 1, nfe, dtype=torch.float64), torch.arange(nfe, dtype=torch.float64) / nfe):
+        root = math.exp(-hi / 7) + u * (math.exp(-lo / 7) - math.exp(-hi / 7))
+        levels = [
+            hi + u * (lo - hi),
+            path.log_snr(t_max + u * (t_min - t_max)),
+            path.log_snr(t_max + (1 - beta_quantile(1 - u, 0.6, 0.6)) * (t_min - t_max)),
+            -7 * root.log(),
+        ]
+        for grid in (levels_grid(path, lam.clamp(hi, lo)) for lam in levels):
+            for solver in (DDIM(), DPMpp2M(), UniPC(2), UniPC(3)):
+                table = Table.of(solver, path, grid)
+                found.append((error(table, path, grid, starts), table))
+    return [table for _, table in sorted(found, key=lambda item: item[0])]
 
 
 def regressed_tables(

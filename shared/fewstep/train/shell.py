@@ -97,6 +97,9 @@ class Shell(L.LightningModule, ABC):
     def loss(self, batch: Batch) -> Terms:
         """Named scalars whose sum is minimised."""
 
+    def after_step(self) -> None:
+        """What follows every optimiser step, before `done` counts it: target averages, stage changes."""
+
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Validation figures of one batch, each (B,), computed with `model` in place of the student."""
         return {}
@@ -117,6 +120,7 @@ class Shell(L.LightningModule, ABC):
         terms = self.loss(batch)
         optimizer = cast(LightningOptimizer, self.optimizers())
         norm = self.minimise(terms, optimizer, self.student.parameters())
+        self.after_step()
         self.done += 1
         self.iteration += 1
         if self.done % self._log_every == 0 or self.done == self.iterations:

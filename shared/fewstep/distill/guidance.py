@@ -1,0 +1,53 @@
+"""Guidance of the teacher inside a loss: one scale, or one drawn per sample, of which the student may be told.
+
+    D^w = D_u + w (D_c - D_u),    w ~ U[low, high]
+
+The unconditional branch is `Generator.unconditional`. A student that is told w has it as the scalar condition "w" of its network.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Cond, Denoise
+from fewstep.estimate import Estimate
+from fewstep.generator import Generator
+from fewstep.paths import expand
+
+
+@dataclass(frozen=True)
+class TeacherGuidance:
+    """w uniform in [low, high] (fixed where they are equal; 1 is no guidance).
+
+    told: the student gets w as the condition "w": it then samples at any w in the range with one evaluation per step.
+    """
+
+    low: float = 1.0
+    high: float = 1.0
+    told: bool = False
+
+    def __post_init__(self) -> None:
+        if self.high < self.low:
+            raise ValueError(f"guidance is drawn from [low, high], got [{self.low}, {self.high}]")
+
+    def draw(self, x: Tensor) -> Tensor:
+        """(B,) scales for states like x, float32 on its device."""
+        return self.low + (self.high - self.low) * torch.rand(len(x), device=x.device)
+
+    def teacher(self, teacher: Generator, cond: Cond, y: Tensor | None, w: Tensor) -> Denoise:
+        """The guided teacher with these conditions; one evaluation per call where no guidance can be drawn, else two."""
+        conditional = teacher.denoiser.bind(cond, y)
+        if self.low == self.high == 1.0:
+            return conditional
+        unconditional = teacher.denoiser.bind(teacher.unconditional(cond), y)
+
+        def guided(x: Tensor, t: float | Tensor) -> Estimate:
+            c, u, scale = conditional(x, t), unconditional(x, t), expand(w, x)
+            return u.map(lambda u, c: torch.lerp(u, c, scale), c)
+
+        return guided
+
+    def student_cond(self, cond: Cond, w: Tensor) -> Cond:
+        """The student's conditions: with w where it is told."""
+        return {**cond, "w": w} if self.told else cond

@@ -1,0 +1,31 @@
+"""Segments of the time range: consistency is asked only between times of one segment (PCM, arXiv:2405.18407; TSCD, arXiv:2404.13686).
+
+    t_0 > t_1 > ... > t_k        end(t) = the next boundary below t
+
+One segment is a consistency model; as many as a grid has steps is plain regression on the teacher's steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.grids import Grid, Uniform
+from fewstep.paths import Path
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The k segments between the k + 1 times of a grid."""
+
+    k: int = 1
+    grid: Grid = Uniform()
+
+    def boundaries(self, path: Path) -> Tensor:
+        """(k + 1,) decreasing float64 times, t_max to the clean end."""
+        return self.grid(path, self.k)
+
+    def end(self, t: Tensor, path: Path) -> Tensor:
+        """(B,) times -> the largest boundary strictly below each; the clean end at and below it."""
+        rising = self.boundaries(path).flip(0).to(t.device)
+        return rising[(torch.searchsorted(rising, t.double().contiguous()) - 1).clamp(min=0)]

@@ -38,7 +38,7 @@ def describe(obj: Any) -> Any:
         return [describe(v) for v in obj]
     if isinstance(obj, Mapping):
         return {str(k): describe(v) for k, v in obj.items()}
-    cls = type(obj)
+    cls = _class_of(obj)
     name = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__ == "builtins" or isinstance(obj, torch.Tensor):
         raise ArtifactError(
@@ -52,6 +52,12 @@ def describe(obj: Any) -> Any:
             )
         args[arg] = describe(getattr(obj, arg))
     return {"class_path": name, "init_args": args}
+
+
+def _class_of(obj: Any) -> type:
+    """Its class; that beneath FSDP2's where it is sharded."""
+    cls = type(obj)
+    return cls.__mro__[2] if cls.__mro__[1].__name__ == "FSDPModule" else cls
 
 
 def build(config: Any, trusted: tuple[str, ...] = TRUSTED, where: str = "configuration") -> Any:
@@ -105,13 +111,19 @@ def _class(path: Any, trusted: tuple[str, ...], where: str) -> type:
     return cls
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> FilePath:
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    provenance: Mapping[str, Any] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> FilePath:
     """Write an artifact folder, whole or not at all; an artifact already there is replaced.
 
     Args:
         model: a module whose init arguments are kept under their own names.
         folder: where to write `config.json` and `model.safetensors`.
         provenance: JSON facts about the training: recipe, seed, data and licence, scores.
+        state: its state dict, where it is not at hand in whole (sharded models).
     """
     from fewstep import __version__
 
@@ -119,7 +131,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], provenance: Mapping[s
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; an artifact is a folder")
     config = {"format": FORMAT, "fewstep": __version__, "model": describe(model), "provenance": dict(provenance or {})}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if state is None else state).items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     old = tmp.with_suffix(".old")
@@ -137,7 +149,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], provenance: Mapping[s
         else:
             tmp.rename(folder)
     except (TypeError, ValueError, RuntimeError) as err:
-        raise ArtifactError(f"{folder}: {type(model).__name__} cannot be saved: {_line(err)}") from err
+        raise ArtifactError(f"{folder}: {_class_of(model).__name__} cannot be saved: {_line(err)}") from err
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return folder

@@ -11,6 +11,8 @@ from importlib.metadata import entry_points
 
 from fewstep import __version__
 from fewstep.command import Command, Parser, UsageError
+from fewstep.pairs_command import PAIRS
+from fewstep.plan_command import PLAN
 from fewstep.recipes import RECIPES
 from fewstep.search_command import SEARCH
 
@@ -68,6 +70,8 @@ def _bench(args: argparse.Namespace) -> int:
 COMMANDS = {
     "demo": Command("a slow teacher becomes a one-step student on real data, with a report", _demo_arguments, _demo),
     "recipes": RECIPES,
+    "plan": PLAN,
+    "pairs": PAIRS,
     "search-schedule": SEARCH,
     "bench": Command(
         "measure: sampling and training overhead, orders and errors of the solvers", _bench_arguments, _bench

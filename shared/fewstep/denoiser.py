@@ -27,11 +27,14 @@ class Denoiser(nn.Module):
         net: (B, ...), (B,) labels and named conditions -> (B, ...).
         path: the affine path the network was trained on.
         prediction: what the output means, and how input and time are scaled (preconditioners included).
+        told: values of the network's further scalar conditions (guidance scale "w", ...), for callers that give none.
     """
 
-    def __init__(self, net: nn.Module, path: Path, prediction: Prediction) -> None:
+    def __init__(
+        self, net: nn.Module, path: Path, prediction: Prediction, told: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
-        self.net, self.path, self.prediction = net, path, prediction
+        self.net, self.path, self.prediction, self.told = net, path, prediction, dict(told or {})
 
     @classmethod
     def from_diffusers(cls, source: Any, scheduler: Any | None = None) -> "Denoiser":
@@ -60,7 +63,14 @@ class Denoiser(nn.Module):
         c = self.path.coeffs(t, x)
         i, j = self.prediction.input_scale(c)
         seen = i * x if y is None else i * x + j * y
-        return self.net(seen, self.prediction.label(t, c).to(label_dtype(x)), **(cond or {}))
+        label = self.prediction.label(t, c).to(label_dtype(x))
+        return self.net(seen, label, **self.conditions(cond or {}, label))
+
+    def conditions(self, cond: Cond, label: Tensor) -> Cond:
+        """cond, completed by what the network is `told`, as (B,) like label."""
+        if self.told.keys() <= cond.keys():
+            return cond
+        return {k: torch.full_like(label, v) for k, v in self.told.items()} | dict(cond)
 
     def bind(self, cond: Cond | None = None, y: Tensor | None = None) -> "Bound":
         """The plain callable (x, t) -> Estimate with conditions and anchor fixed."""
@@ -143,7 +153,8 @@ class Bound:
         seen = x if k.i == 1.0 else x * k.i
         if self.y is not None and k.j != 0.0:
             seen = seen.add(self.y, alpha=k.j)
-        return self.net(seen, label, **self.cond)
+        cond = self.denoiser.conditions(self.cond, label) if self.denoiser.told else self.cond
+        return self.net(seen, label, **cond)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         if isinstance(t, Tensor):

@@ -29,6 +29,9 @@ class Generator(nn.Module):
         solver, grid, steps: how it is sampled unless told otherwise.
     """
 
+    # Of one state, where the generator knows it.
+    shape: tuple[int, ...] | None = None
+
     def __init__(self, denoiser: Denoiser, solver: Solver, grid: Grid, steps: int = 1) -> None:
         super().__init__()
         if steps < 1:
@@ -70,6 +73,10 @@ class Generator(nn.Module):
             ValueError: here, where nothing is known of the conditions.
         """
         raise ValueError(f"{type(self).__name__} has no unconditional branch, so it cannot be guided")
+
+    def draw_conditions(self, generator: torch.Generator) -> Cond:
+        """Conditions of one random sample, each without the dimension of the batch, for teacher pairs made without data; none here."""
+        return {}
 
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The domain's figures of own samples against a data batch, each (B,); none here."""

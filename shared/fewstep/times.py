@@ -1,12 +1,15 @@
 """Samplers of training times on a path: sampler(n, path) -> (n,) float64 times."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fewstep.grids import Grid, Uniform
 from fewstep.paths import Path
+from fewstep.paths.base import nearest_time
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,91 @@ class LogNormalTimes(TimeSampler):
     def __call__(self, n: int, path: Path) -> Tensor:
         log_rho = self.mean + self.std * torch.randn(n, dtype=torch.float64)
         return path.time_of_log_snr(-log_rho).clamp(path.t_min, path.t_max)
+
+
+@dataclass(frozen=True)
+class HalfLogNormalTimes(TimeSampler):
+    """CTM's denoising levels (arXiv:2310.02279, official code): half of the batch as `LogNormalTimes`, the rest at the noisy end:
+
+    rho^(1/7) uniform from that of sigma_max down by `share` of the way to that of sigma_min.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    share: float = 0.7
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __call__(self, n: int, path: Path) -> Tensor:
+        normal = LogNormalTimes(self.mean, self.std)(n // 2, path)
+        top, bottom = self.sigma_max ** (1 / 7), self.sigma_min ** (1 / 7)
+        root = top + self.share * torch.rand(n - n // 2, dtype=torch.float64) * (bottom - top)
+        noisy = path.time_of_log_snr(-7 * root.log()).clamp(path.t_min, path.t_max)
+        return torch.cat([normal, noisy])
+
+
+@dataclass(frozen=True)
+class LogitNormalTimes(TimeSampler):
+    """logit of the share of the time range ~ N(mean, std^2): t = t_min + (t_max - t_min) sigmoid(.) (arXiv:2403.03206)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, n: int, path: Path) -> Tensor:
+        unit = torch.sigmoid(self.mean + self.std * torch.randn(n, dtype=torch.float64))
+        return path.t_min + (path.t_max - path.t_min) * unit
+
+
+@dataclass(frozen=True)
+class UShapedTimes(TimeSampler):
+    """Density e^(a t) + e^(a (1 - t)) on the range as [0, 1]: both ends more often than the middle (RF++, arXiv:2405.20320).
+
+    margin: the draws are squeezed into [margin, 1 - margin]. With a = 4 mean .5, variance .1154, P(t < .1) = .1725.
+    """
+
+    a: float = 4.0
+    margin: float = 1e-5
+
+    def __call__(self, n: int, path: Path) -> Tensor:
+        rising = torch.log1p(torch.rand(n, dtype=torch.float64) * math.expm1(self.a)) / self.a
+        unit = torch.where(torch.rand(n) < 0.5, rising, 1 - rising)
+        unit = self.margin + (1 - 2 * self.margin) * unit
+        return path.t_min + (path.t_max - path.t_min) * unit
+
+
+@dataclass(frozen=True)
+class GridTimes(TimeSampler):
+    """The times at which a student of `steps` steps is evaluated, each as likely: a grid without its clean end."""
+
+    steps: int = 1
+    grid: Grid = Uniform()  # noqa: RUF009
+
+    def __call__(self, n: int, path: Path) -> Tensor:
+        return self.grid(path, self.steps)[torch.randint(0, self.steps, (n,))]
+
+
+@dataclass(frozen=True)
+class LogStudentTimes(TimeSampler):
+    """log(rho) by Student's t with few degrees of freedom, cut off outside [low, high]: nearly 1/|log(rho) - mean| beyond a sharp peak.
+
+    TCM's heavy-tailed noise levels above its boundary (arXiv:2410.14895).
+    """
+
+    mean: float = 0.0
+    std: float = 0.2
+    df: float = 0.01
+    low: float = 1.0
+    high: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < math.inf:
+            raise ValueError(f"levels are drawn from 0 < low < high < inf, got {self.low} and {self.high}")
+
+    def __call__(self, n: int, path: Path) -> Tensor:
+        at = torch.linspace(math.log(self.low), math.log(self.high), 8193, dtype=torch.float64)
+        density = (1 + ((at - self.mean) / self.std) ** 2 / self.df) ** (-(self.df + 1) / 2)
+        share = torch.cat([at.new_zeros(1), torch.cumulative_trapezoid(density, at)])
+        u = share[-1] * torch.rand(n, dtype=torch.float64)
+        i = torch.searchsorted(share, u).clamp(min=1)
+        log_rho = torch.lerp(at[i - 1], at[i], (u - share[i - 1]) / (share[i] - share[i - 1]))
+        return nearest_time(path, -log_rho)

@@ -16,7 +16,7 @@ from fewstep.prediction import U
 from fewstep.sampling import sample
 from fewstep.search import boss_steps, fit_olss, fit_table, reference, search_boss
 from fewstep.search.evolve import Evolution
-from fewstep.search.fit import Effort
+from fewstep.search.fit import Effort, grown
 from fewstep.search.starts import error, fine_grid
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
@@ -107,6 +107,17 @@ def test_a_fitted_table_beats_the_solvers_it_began_from_on_starts_it_never_saw()
     ours = error(table, VP(), table.grid, [unseen])
     known = [error(s, VP(), fine_grid(VP(), 6), [unseen]) for s in (DDIM(), DPMpp2M(), UniPC(2))]
     assert ours < 0.5 * min(known)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), UniPC(3), DPM3M()], ids=lambda s: type(s).__name__)
+def test_a_grown_table_makes_the_same_samples(solver):
+    path = VP()
+    table, world, x = Table.of(solver, path, LogSNR(end=1e-3)(path, 4)), ring(path), normal(8, 2)
+    larger = grown(table, 9)
+    assert larger.nfe == 9
+    assert all(a > b for a, b in itertools.pairwise(larger.times))
+    ours, theirs = (sample(world, x, path, t, t.grid) for t in (larger, table))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 class Velocity(torch.nn.Module):

@@ -162,3 +162,15 @@ def test_ring_is_equal_modes_on_a_circle():
     close(world(world.means, 1e-4).x0, world.means, tol=1e-4)
     density = world.log_density(world.means, 0.3)
     close(density, density.mean().expand(5))
+
+
+@pytest.mark.parametrize("world", ["2-d, cfg 1", "2-d, cfg 7.5", "64-d, cfg 7.5", "3072-d, cfg 7.5"])
+def test_mixtures_at_one_time_are_the_mixtures(world):
+    from fewstep.bench.worlds import mixture_worlds
+
+    found = mixture_worlds(VP())[world]
+    x = found.start(4, torch.Generator().manual_seed(0))
+    for t in (1.0, 0.5, 0.01):
+        one, each = found.denoise(x, t), found.denoise(x, torch.full((4,), t, dtype=torch.float64))
+        torch.testing.assert_close(one.x0, each.x0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one.eps, each.eps, rtol=1e-9, atol=1e-9)

@@ -17,9 +17,6 @@ from torch import Tensor
 from fewstep.bench import peers
 from fewstep.bench.timing import machine, write
 from fewstep.bench.worlds import mixture_worlds
-from fewstep.denoiser import Denoise
-from fewstep.estimate import Estimate
-from fewstep.guidance.cfg import Guided
 from fewstep.metrics import sliced_wasserstein
 from fewstep.paths import DDPM
 from fewstep.sampling import sample
@@ -28,7 +25,6 @@ from fewstep.search.fit import Effort, fit_table
 from fewstep.search.problem import Problem, items_of, problem
 from fewstep.search.starts import error, reference
 from fewstep.solvers.table import Table
-from fewstep.toy import Mixture
 
 PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
 # Starts to fit (and half as many to select by), by dimension.
@@ -39,49 +35,13 @@ QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generatio
 FINALISTS, TRIED = 6, 64
 
 
-class AtFloatTimes:
-    """A mixture at one time for all states, by matrix products: toy.Mixture, some ten times faster."""
-
-    def __init__(self, world: Mixture) -> None:
-        self.world = world
-        self.means = (
-            world.means[:, None] if world.q is None else world.means[:, None] @ world.q
-        )  # (K, 1, D), on the axes
-
-    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        if isinstance(t, Tensor):
-            return self.world(x, t)
-        w = self.world
-        a, _, s = (c.item() for c in w.path.schedule(torch.tensor(t, dtype=torch.float64)))
-        v = a * a * w.ev + s * s
-        gain = a * w.ev / v  # (K, D)
-        level = w.weights.log() - 0.5 * v.log().sum(1)
-        if w.q is None:
-            m = w.means
-            log_r = level - 0.5 * (x.square() @ (1 / v).T - 2 * a * x @ (m / v).T + a * a * (m * m / v).sum(1))
-            r = log_r.softmax(1)
-            x0 = r @ (m - a * gain * m) + x * (r @ gain)
-        else:
-            z = x @ w.q - a * self.means  # (K, B, D)
-            r = (level - 0.5 * (z.square() @ (1 / v)[..., None])[..., 0].T).softmax(1)
-            x0 = r @ w.means + ((z * gain[:, None] * r.T[..., None]) @ w.q.mT).sum(0)
-        return Estimate(x0, lambda: (x - a * x0) / s)
-
-
-def fast(denoise: Denoise) -> Denoise:
-    """The same denoiser, its mixtures at float times."""
-    if isinstance(denoise, Guided):
-        return Guided(fast(denoise.conditional), fast(denoise.unconditional), denoise.cfg)
-    return AtFloatTimes(denoise) if isinstance(denoise, Mixture) else denoise
-
-
 def mixture_problems(only: str | None, seed: int, report: int) -> Iterator[tuple[str, Problem, float]]:
     """(name, starts, error of the reference) of the mixture worlds; drawn by the seed."""
     for name, world in mixture_worlds(PATH).items():
         if only is not None and only not in name:
             continue
         count = FITTED[int(name.split("-")[0])]
-        generator, denoise = torch.Generator().manual_seed(1000 + seed), fast(world.denoise)
+        generator, denoise = torch.Generator().manual_seed(1000 + seed), world.denoise
         sizes = (count // 4, count * 3 // 4, count // 2, report)  # the trials of the fit see its first batch alone
         parts = [reference(denoise, world.start(n, generator), PATH, steps=300, clean=PATH.t_min) for n in sizes]
         coarse = reference(denoise, parts[0].x, PATH, steps=150, clean=PATH.t_min)

@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.catalogue import FIXED, REFERENCE
-from fewstep.bench.searched import fast
 from fewstep.bench.timing import machine, write
 from fewstep.bench.worlds import World, mixture_worlds
 from fewstep.grids import Grid, Karras, LogSNR, Power, Uniform
@@ -92,7 +90,7 @@ def main(threads: int, out: str | None) -> int:
     start, rows = time.process_time(), []
     for name, world in mixture_worlds(VP()).items():
         sys.stderr.write(f"{name} ...\n")
-        rows += list(table(replace(world, denoise=fast(world.denoise)), name))
+        rows += list(table(world, name))
     result = {"bench": "solvers", **machine(), "path": "VP", "starts": {f"{d}-d": n for d, n in STARTS.items()}}
     write(result | {"cpu_s": round(time.process_time() - start, 1), "rows": rows}, out)
     if out is not None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.bench.quick_mixture import AtFloatTimes
 from fewstep.denoiser import Denoise
-from fewstep.guidance.cfg import Guided
 from fewstep.paths import Path
 from fewstep.toy import Mixture, ring
 
@@ -33,8 +33,8 @@ def mixture_worlds(path: Path) -> dict[str, World]:
     worlds = {}
     for dim, (everything, chosen) in {2: _ring(path), 64: _correlated(path), 3072: _spectral(path)}.items():
         start = _start(everything)
-        worlds[f"{dim}-d, cfg 1"] = World(path, everything, start, everything.draw)
-        worlds[f"{dim}-d, cfg 7.5"] = World(path, Guided(chosen, everything, 7.5), start, None)
+        worlds[f"{dim}-d, cfg 1"] = World(path, AtFloatTimes(everything), start, everything.draw)
+        worlds[f"{dim}-d, cfg 7.5"] = World(path, AtFloatTimes(everything, chosen, 7.5), start, None)
     return worlds
 
 

@@ -1,21 +1,23 @@
 """The shell of distillation methods: a student initialised from a frozen teacher."""
 
 import copy
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from fewstep.distill.guidance import TeacherGuidance
 from fewstep.generator import Generator
 from fewstep.grids import Grid
+from fewstep.nets.scalars import with_scalars
 from fewstep.solvers.base import Solver
-from fewstep.train.schedules import Schedule
 from fewstep.train.shell import Batch, Shell
 
 
 class Distiller(Shell):
     """Student against a frozen teacher, one optimiser. Methods write `loss`.
+
+    Methods with a guided teacher set `guidance` by `guide`; those whose networks need a further scalar condition call `tell`.
 
     Args:
         teacher: the slow generator; its own solver, grid and steps define the trajectory to be learnt.
@@ -28,6 +30,7 @@ class Distiller(Shell):
     sampler: ClassVar[Solver | None] = None
 
     student: Generator
+    guidance: TeacherGuidance = TeacherGuidance()
 
     def __init__(
         self,
@@ -37,17 +40,36 @@ class Distiller(Shell):
         student: Generator | None = None,
         solver: Solver | None = None,
         grid: Grid | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        grad_clip: float = 1.0,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         student = copy.deepcopy(teacher) if student is None else student
         student.steps = steps
         student.solver, student.grid = solver or self.sampler or student.solver, grid or student.grid
-        super().__init__(student.train().requires_grad_(True), iterations, optimizer, schedule, grad_clip, seed)
+        super().__init__(student.train().requires_grad_(True), iterations, **kwargs)
         # Not a submodule: it is never trained, so it stays out of checkpoints, DDP and parameter counts.
         self._teacher = [teacher.eval().requires_grad_(False)]
+
+    def tell(self, name: str, scale: float, value: float) -> None:
+        """Give the student's network the scalar condition `name`; for constructors, before the network is copied or optimised.
+
+        The student computes what it did until it is trained. A student that has the condition already keeps its embedding.
+
+        Args:
+            scale: of the condition in its embedding, about 100 over its range (see `nets.embedding.Embeddings`).
+            value: what the network is told by callers that give none, such as the domain's own sampling.
+        Raises:
+            ValueError: networks without scalar conditions.
+        """
+        denoiser = self.student.denoiser
+        if name not in getattr(denoiser.net, "scalars", {}):
+            denoiser.net = with_scalars(denoiser.net, {name: scale})
+        denoiser.told = {**denoiser.told, name: value}
+
+    def guide(self, guidance: TeacherGuidance) -> None:
+        """Set the guidance of the teacher; where it says so the student is told w, and the middle of its range by other callers."""
+        self.guidance = guidance
+        if guidance.told:
+            self.tell("w", 10.0, (guidance.low + guidance.high) / 2)
 
     @property
     def teacher(self) -> Generator:
@@ -62,11 +84,14 @@ class Distiller(Shell):
         return min(self.done / self.iterations, 1.0)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """agreement: PSNR-like closeness to the teacher from the same noise, 10 log10(peak^2 / mse) with peak = 2; plus the domain's figures."""
+        """agreement: PSNR-like closeness to the guided teacher from the same noise, 10 log10(peak^2 / mse) with peak = 2; plus the
+        domain's figures."""
         model = cast(Generator, model)
         x0, cond, y = model.prepare(batch)
-        noise = torch.randn_like(x0)
-        mse = (model.generate(noise, cond, y) - self.teacher.generate(noise, cond, y)).square().flatten(1).mean(1)
+        noise, w = torch.randn_like(x0), self.guidance.draw(x0)
+        target = self.guidance.generate(self.teacher, noise, cond, y, w)
+        own = model.generate(noise, self.guidance.student_cond(cond, w), y)
+        mse = (own - target).square().flatten(1).mean(1)
         return {"agreement": 10 * torch.log10(4 / mse.clamp_min(1e-12))} | model.scores(batch)
 
     def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

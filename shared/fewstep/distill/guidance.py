@@ -14,6 +14,7 @@ from fewstep.denoiser import Cond, Denoise
 from fewstep.estimate import Estimate
 from fewstep.generator import Generator
 from fewstep.paths import expand
+from fewstep.sampling import sample
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class TeacherGuidance:
             raise ValueError(f"guidance is drawn from [low, high], got [{self.low}, {self.high}]")
 
     def draw(self, x: Tensor) -> Tensor:
-        """(B,) scales for states like x, float32 on its device."""
+        """(B,) scales for states like x, float32 on its device; random numbers are drawn only where the scale is."""
+        if self.low == self.high:
+            return torch.full((len(x),), self.low, device=x.device)
         return self.low + (self.high - self.low) * torch.rand(len(x), device=x.device)
 
     def teacher(self, teacher: Generator, cond: Cond, y: Tensor | None, w: Tensor) -> Denoise:
@@ -47,6 +50,14 @@ class TeacherGuidance:
             return u.map(lambda u, c: torch.lerp(u, c, scale), c)
 
         return guided
+
+    def generate(self, teacher: Generator, noise: Tensor, cond: Cond, y: Tensor | None, w: Tensor) -> Tensor:
+        """Samples of the guided teacher from noise, as `Generator.generate` makes them of the unguided one."""
+        if self.low == self.high == 1.0:
+            return teacher.generate(noise, cond, y)
+        path = teacher.denoiser.path
+        grid = teacher.grid(path, teacher.steps)
+        return sample(self.teacher(teacher, cond, y, w), path.start(noise, y), path, teacher.solver, grid, y)
 
     def student_cond(self, cond: Cond, w: Tensor) -> Cond:
         """The student's conditions: with w where it is told."""

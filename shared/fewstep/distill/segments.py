@@ -21,11 +21,30 @@ class Segments:
     k: int = 1
     grid: Grid = Uniform()
 
+    def at(self, progress: float) -> "Segments":
+        """The same segments all through a training."""
+        return self
+
     def boundaries(self, path: Path) -> Tensor:
         """(k + 1,) decreasing float64 times, t_max to the clean end."""
         return self.grid(path, self.k)
 
     def end(self, t: Tensor, path: Path) -> Tensor:
-        """(B,) times -> the largest boundary strictly below each; the clean end at and below it."""
-        rising = self.boundaries(path).flip(0).to(t.device)
-        return rising[(torch.searchsorted(rising, t.double().contiguous()) - 1).clamp(min=0)]
+        """(B,) times -> the largest boundary below each; the clean end at and below it.
+
+        A time that is a boundary but for rounding belongs to the segment below: grids of other numbers of steps meet boundaries so.
+        """
+        rising, close = self.boundaries(path).flip(0).to(t.device), 1e-9 * (path.t_max - path.t_min)
+        return rising[(torch.searchsorted(rising, t.double() - close) - 1).clamp(min=0)]
+
+
+@dataclass(frozen=True)
+class SegmentStages:
+    """Numbers of segments in stages of equal length, each trained from where the one before ended (TSCD: 8, 4, 2, 1)."""
+
+    ks: tuple[int, ...] = (8, 4, 2, 1)
+    grid: Grid = Uniform()
+
+    def at(self, progress: float) -> Segments:
+        """The segments at this progress in [0, 1]."""
+        return Segments(self.ks[min(int(progress * len(self.ks)), len(self.ks) - 1)], self.grid)

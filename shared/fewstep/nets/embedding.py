@@ -28,7 +28,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         angle = self.scale * t[:, None] * self.freqs.to(t.dtype)
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(self.freqs.dtype))
+        # The frequencies are no part of a checkpoint and may be of another dtype than its weights.
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(next(self.mlp.parameters()).dtype))
 
 
 class Embeddings(TimeEmbedding):

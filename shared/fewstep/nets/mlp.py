@@ -11,6 +11,7 @@ class MLP(nn.Module):
     """net(x: (B, dim), t: (B,)) -> (B, dim); `depth` hidden layers of width `hidden`, time embedding added to the first.
 
     scalars: further scalar conditions, name -> scale; each is then a keyword argument (B,) of the network.
+    classes: with them the network takes the condition `label`, (B,) integers in [0, classes], of which `classes` itself means none.
     """
 
     def __init__(
@@ -20,17 +21,22 @@ class MLP(nn.Module):
         depth: int = 3,
         time_scale: float = 100.0,
         scalars: Mapping[str, float] | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.dim, self.hidden, self.depth, self.time_scale = dim, hidden, depth, time_scale
+        self.dim, self.hidden, self.depth, self.time_scale, self.classes = dim, hidden, depth, time_scale, classes
         self.scalars = dict(scalars or {})
         self.time = Embeddings(64, hidden, time_scale, scalars)
         self.first = nn.Linear(dim, hidden)
         self.rest = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.last = nn.Linear(hidden, dim)
+        self.label = nn.Embedding(classes + 1, hidden) if classes else None
 
-    def forward(self, x: Tensor, t: Tensor, **scalars: Tensor) -> Tensor:
-        h = nn.functional.silu(self.first(x) + self.time(t, scalars))
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **scalars: Tensor) -> Tensor:
+        if (label is None) != (self.label is None):
+            raise ValueError(f"a network of {self.classes} classes was given {'no' if label is None else 'a'} label")
+        h = self.first(x) + self.time(t, scalars)
+        h = nn.functional.silu(h if self.label is None else h + self.label(label))
         for layer in self.rest:
             h = nn.functional.silu(layer(h))
         return self.last(h)

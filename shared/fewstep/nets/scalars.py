@@ -20,8 +20,8 @@ def with_scalars(net: M, scalars: Mapping[str, float]) -> M:
         raise ValueError(f"{type(net).__name__} takes no scalar conditions: it has no argument `scalars`")
     config = describe(net)
     config["init_args"]["scalars"] = {**config["init_args"]["scalars"], **scalars}
-    wider = build(config, trusted=(type(net).__module__.split(".")[0],))
+    like = next(net.parameters())
+    wider = build(config, trusted=(type(net).__module__.split(".")[0],)).to(like.device, like.dtype)
     missing, unexpected = wider.load_state_dict(net.state_dict(), strict=False)
     assert not unexpected and all(".further." in k for k in missing), (missing, unexpected)
-    like = next(net.parameters())
-    return wider.to(like.device, like.dtype)
+    return wider

@@ -12,12 +12,16 @@ determine them. That learned times and weights beat fixed formulas is the findin
    by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
 3. the best of those are fitted to all starts.
 
+A table of half the evaluations, fitted first, also takes part once it has grown to nfe rows (`grown`): it begins with its own error, so
+more evaluations never end worse on the starts that are fitted. That matters where the flow is nearly discontinuous (strong guidance
+in many dimensions) and most beginnings lead to poor minima.
+
 What is returned is the iterate with the least error on other starts, `select`. No gradient of the denoiser is needed.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,13 +31,14 @@ from fewstep.search.evolve import Evolution, evolve, seeded
 from fewstep.search.levenberg_marquardt import Minimiser
 from fewstep.search.regress import regressed
 from fewstep.search.row_numbers import EndPoints, RowNumbers
-from fewstep.search.starts import Progress, Starts, error, fine_grid, levels_grid, span
+from fewstep.search.starts import LEVELS, Progress, Starts, error, fine_grid, levels_grid, span
 from fewstep.search.subsets import Subsets
 from fewstep.search.times import even
 from fewstep.search.trajectories import record
 from fewstep.solvers import DDIM, DPMpp2M, UniPC
+from fewstep.solvers.base import data_form
 from fewstep.solvers.schedule import SolverSchedule
-from fewstep.solvers.table import Table
+from fewstep.solvers.table import Table, TableRow
 
 # The least relative gain of an iteration that is worth another one.
 GAIN = 1e-3
@@ -111,6 +116,9 @@ def fit_table(
         raise ValueError(f"a fit needs nfe >= 1 and starts to fit and to select on, got nfe = {nfe}")
     rounds = [(min(keep, nfe), n) for keep, n in effort.rounds] if nfe == 1 else effort.rounds
     known = [*initial, *fixed_tables(path, starts[:1], nfe, clean)[: effort.fixed]]
+    if nfe >= 4:
+        half = fit_table(path, starts, select, nfe // 2, generator, effort=effort, clean=clean)
+        known.append(grown(half, nfe, clean))
     evolved = regressed_tables(path, starts[:1], nfe, generator, effort, clean)
     lowest = span(path, clean)[1]
     pool = [Fit(table, lowest, select) for table in [*known, *evolved][: len(known) + rounds[0][0]]]
@@ -123,6 +131,32 @@ def fit_table(
             if progress is not None:
                 progress(done, total, min(f.error for f in pool))
     return min(pool, key=lambda fit: fit.error).table
+
+
+def grown(table: Table, nfe: int, clean: float | None = None) -> Table:
+    """The same samples with `nfe` evaluations: the longest steps (in lambda) are cut, and what is evaluated there weighs 0.
+
+    t_i -> t_{i+1} becomes a DDIM step t_i -> t_m and a row t_m -> t_{i+1} with the weights of before and 0 for x_m and E_m.
+    """
+    path, lines = table.path, list(table.lines)
+    while len(lines) < nfe:
+        starts = torch.tensor([line.t for line in lines], dtype=torch.float64)
+        lam = torch.cat([path.log_snr(starts).clamp(min=LEVELS[0]), torch.tensor([span(path, clean)[1]])])
+        i = int(lam.diff().argmax())
+        middle = path.time_of_log_snr((lam[i : i + 1] + lam[i + 1]) / 2)
+        c, gain = (v.item() for v in data_form(path, starts[i : i + 1], middle))
+        cut = TableRow(lines[i].t, middle.item(), (c,), (gain,))
+        rest = replace(lines[i], t=cut.s, x=(0.0, *lines[i].x), e=(0.0, *lines[i].e))
+        later = [
+            replace(line, x=_with_zero(line.x, k), e=_with_zero(line.e, k)) for k, line in enumerate(lines[i + 1 :], 1)
+        ]
+        lines[i:] = [cut, rest, *later]
+    return Table(path, tuple(lines))
+
+
+def _with_zero(w: tuple[float, ...], k: int) -> tuple[float, ...]:
+    """A weight 0 before the k-th newest, where there are so many."""
+    return w[:k] + (0.0,) + w[k:] if len(w) > k else w
 
 
 def fixed_tables(path: Path, starts: Sequence[Starts], nfe: int, clean: float | None = None) -> list[Table]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from torch.distributed.tensor import DTensor
 
 from fewstep.artifacts import save
 from fewstep.train.shell import Shell
@@ -62,7 +63,7 @@ class Checkpoints(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Shell)
-        if trainer.sanity_checking or self.monitor is None or not trainer.is_global_zero:
+        if trainer.sanity_checking or self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val/")))
@@ -74,7 +75,7 @@ class Checkpoints(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Shell)
-        if trainer.is_global_zero and pl_module.done >= pl_module.iterations:
+        if pl_module.done >= pl_module.iterations:
             scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             self._artifact(trainer, pl_module, "last", scores)
 
@@ -88,7 +89,11 @@ class Checkpoints(L.Callback):
             "averaged": module.averaged is not None,
             "cpu_seconds": round(self._spent(), 1),
         }
-        save(module.averaged or module.student, self._folder(trainer) / name, provenance)
+        model = module.averaged or module.student
+        # Every rank gathers what is sharded, one writes.
+        state = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in model.state_dict().items()}
+        if trainer.is_global_zero:
+            save(model, self._folder(trainer) / name, provenance, state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "cpu_seconds": self._spent()}

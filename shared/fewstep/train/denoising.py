@@ -1,15 +1,13 @@
 """Train a teacher: denoising regression on a path, | out - (p x0 + q eps + r y) |^2 in the prediction's own units."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.generator import Generator
 from fewstep.times import TimeSampler, UniformTimes
-from fewstep.train.schedules import Schedule
 from fewstep.train.shell import Batch, Shell, Terms
 
 
@@ -31,6 +29,10 @@ class Denoising(Shell):
     Args:
         student: the generator whose denoiser is trained (named like every trained network).
         times: sampler of training times.
+        drop: share of the samples that are trained with `student.unconditional` in place of their conditions, so that the teacher can
+            be guided (arXiv:2207.12598, algorithm 1; 0.1 to 0.2 there).
+    Raises:
+        ValueError: `drop` outside of [0, 1].
     """
 
     student: Generator
@@ -40,19 +42,26 @@ class Denoising(Shell):
         student: Generator,
         iterations: int,
         times: TimeSampler | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        grad_clip: float = 1.0,
-        seed: int = 0,
+        drop: float = 0.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(student, iterations, optimizer, schedule, grad_clip, seed)
-        self.times = times or UniformTimes()
+        super().__init__(student, iterations, **kwargs)
+        if not 0 <= drop <= 1:
+            raise ValueError(f"drop is a share in [0, 1], not {drop}")
+        self.times, self.drop = times or UniformTimes(), drop
 
     def loss(self, batch: Batch) -> Terms:
         """Denoising regression at times drawn by `times`."""
         x0, cond, y = self.student.prepare(batch)
+        cond = self._dropped(cond, x0) if self.drop else cond
         t = self.times(len(x0), self.student.denoiser.path).to(x0.device)
         return {"denoising": denoising_loss(self.student.denoiser, x0, torch.randn_like(x0), t, cond, y).mean()}
+
+    def _dropped(self, cond: Cond, x0: Tensor) -> Cond:
+        """The conditions with a random share replaced by those of the unconditional branch."""
+        without = self.student.unconditional(cond)
+        gone = torch.rand(len(x0), device=x0.device) < self.drop
+        return {k: torch.where(gone.reshape(-1, *[1] * (v.ndim - 1)), without[k], v) for k, v in cond.items()}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The denoising loss on held-out data, and the domain's own figures of the model's samples."""

@@ -23,10 +23,17 @@ class Endless(Protocol):
     def batch(self, n: int, generator: torch.Generator) -> dict[str, Tensor]: ...
 
 
+class Table(Protocol):
+    """A data set held as columns, without randomness of its own: many rows are taken at once."""
+
+    def __len__(self) -> int: ...
+    def rows(self, index: list[int]) -> dict[str, Tensor]: ...
+
+
 class _Batches(Dataset[dict[str, Tensor]]):
     """Batch number k of one rank, made on request, so that worker processes can make them in any order."""
 
-    def __init__(self, data: Drawable | Endless, batch_size: int, seed: int, rank: int, ranks: int) -> None:
+    def __init__(self, data: Drawable | Endless | Table, batch_size: int, seed: int, rank: int, ranks: int) -> None:
         self.data, self.batch_size, self.seed, self.rank, self.ranks = data, batch_size, seed, rank, ranks
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -34,16 +41,20 @@ class _Batches(Dataset[dict[str, Tensor]]):
         first = (k * self.ranks + self.rank) * self.batch_size
         if hasattr(self.data, "batch"):
             return cast(Endless, self.data).batch(self.batch_size, self._generator(first))
-        return default_collate(
-            [self._draw(cast(Drawable, self.data), p) for p in range(first, first + self.batch_size)]
-        )
+        data, positions = cast(Drawable | Table, self.data), range(first, first + self.batch_size)
+        index = [self._index(len(data), p) for p in positions]
+        if hasattr(data, "rows"):
+            return cast(Table, data).rows(index)
+        drawn = zip(index, positions, strict=True)
+        return default_collate([cast(Drawable, data).draw(i, self._generator(p)) for i, p in drawn])
 
-    def _draw(self, data: Drawable, position: int) -> dict[str, Tensor]:
-        epoch, i = divmod(position, len(data))
+    def _index(self, n: int, position: int) -> int:
+        """Which of n items stands at this position of the endless stream."""
+        epoch, i = divmod(position, n)
         if self._order[0] != epoch:
             shuffle = torch.Generator().manual_seed(iteration_seed(self.seed, -1, epoch))
-            self._order = epoch, torch.randperm(len(data), generator=shuffle).tolist()
-        return data.draw(self._order[1][i], self._generator(position))
+            self._order = epoch, torch.randperm(n, generator=shuffle).tolist()
+        return self._order[1][i]
 
     def _generator(self, position: int) -> torch.Generator:
         return torch.Generator().manual_seed(iteration_seed(self.seed, -2, position))
@@ -64,7 +75,13 @@ class StatefulLoader:
     """
 
     def __init__(
-        self, data: Drawable | Endless, batch_size: int, seed: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0
+        self,
+        data: Drawable | Endless | Table,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")

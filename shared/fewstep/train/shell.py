@@ -5,7 +5,8 @@ and logging follow; every iteration seeds its randomness from (seed, rank, itera
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import lightning as L
@@ -13,6 +14,8 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.train.schedules import Constant, Schedule
 
@@ -61,6 +64,7 @@ class Shell(L.LightningModule, ABC):
         schedule: factor on its learning rate at each iteration.
         grad_clip: largest gradient norm.
         seed: run seed of the per-iteration randomness.
+        accumulate: each batch is taken in this many parts, one after another: less memory, the same step.
     """
 
     iteration: Tensor
@@ -73,11 +77,13 @@ class Shell(L.LightningModule, ABC):
         schedule: Schedule | None = None,
         grad_clip: float = 1.0,
         seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, not {iterations}")
+        if iterations < 1 or accumulate < 1:
+            raise ValueError(f"iterations and accumulate must be at least 1, not {iterations} and {accumulate}")
+        self.accumulate = accumulate
         self.student, self.iterations, self.optimizer = student, iterations, optimizer
         self.schedule, self.grad_clip, self.seed = schedule or Constant(), grad_clip, seed
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
@@ -85,6 +91,18 @@ class Shell(L.LightningModule, ABC):
         self._log_every = 50
         self.latest: dict[str, float] = {}  # what the progress bar shows
         self.averaged: nn.Module | None = None  # set by the EMA callback
+
+    def configure_model(self) -> None:
+        """Under ModelParallelStrategy: shard all networks and their averages, layer by layer (FSDP2)."""
+        if self.device_mesh is None:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for network in (*self.children(), *([self.averaged] if self.averaged else [])):
+            if not isinstance(network, FSDPModule):
+                for layer in network.modules():
+                    if layer is not network and any(True for _ in layer.parameters(recurse=False)):
+                        fully_shard(layer, mesh=mesh)
+                fully_shard(network, mesh=mesh)
 
     def on_fit_start(self) -> None:
         self._log_every = int(getattr(self.trainer, "log_every_n_steps", self._log_every))
@@ -117,9 +135,9 @@ class Shell(L.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimiser step with the randomness of this iteration."""
         seed_iteration(iteration_seed(self.seed, self.global_rank, self.done), self.device)
-        terms = self.loss(batch)
         optimizer = cast(LightningOptimizer, self.optimizers())
-        norm = self.minimise(terms, optimizer, self.student.parameters())
+        terms = self.gradients(batch)
+        norm = self.update(terms, optimizer, self.student.parameters())
         self.after_step()
         self.done += 1
         self.iteration += 1
@@ -129,15 +147,25 @@ class Shell(L.LightningModule, ABC):
         if self.done >= self.iterations:
             self.trainer.should_stop = True
 
-    def minimise(self, terms: Terms, optimizer: LightningOptimizer, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """Backward, clip, scheduled step; returns the gradient norm before clipping."""
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            bad = [k for k, v in terms.items() if not torch.isfinite(v)] or list(terms)
-            raise NonFiniteLoss(
-                f"loss `{', '.join(bad)}` is {total.item()} at iteration {self.done}: lower the learning rate or check the data"
-            )
-        self.manual_backward(total)
+    def gradients(self, batch: Batch) -> Terms:
+        """Add the gradients of a batch's loss, part after part; returns its terms."""
+        terms: Terms = {}
+        pieces = list(parts(batch, self.accumulate))
+        for n, (part, share) in enumerate(pieces):
+            own = {k: v * share for k, v in self.loss(part).items()}
+            total = torch.stack(list(own.values())).sum()
+            if not torch.isfinite(total):
+                bad = [k for k, v in own.items() if not torch.isfinite(v)] or list(own)
+                raise NonFiniteLoss(
+                    f"loss `{', '.join(bad)}` is {total.item()} at iteration {self.done}: lower the learning rate or check the data"
+                )
+            with self._no_sync(n < len(pieces) - 1):
+                self.manual_backward(total)
+            terms = {k: v.detach() + terms[k] if k in terms else v.detach() for k, v in own.items()}
+        return terms
+
+    def update(self, terms: Iterable[str], optimizer: LightningOptimizer, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Clip, scheduled step; returns the gradient norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
         if not torch.isfinite(norm):
             raise NonFiniteLoss(
@@ -149,6 +177,11 @@ class Shell(L.LightningModule, ABC):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _no_sync(self, when: bool) -> AbstractContextManager[Any]:
+        """Under DDP: without exchanging gradients, for all parts of a batch but the last."""
+        wrapped = self.trainer.strategy.model if when else None
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return scheduled(self.optimizer([p for p in self.student.parameters() if p.requires_grad]))
@@ -192,3 +225,15 @@ class Shell(L.LightningModule, ABC):
             if hasattr(board, "add_image"):
                 for name, picture in pictures.items():
                     board.add_image(name, picture, global_step=self.done)  # pyright: ignore
+
+
+def parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
+    """The batch in at most `count` parts along its first dimension, each with its share of the samples."""
+    if count == 1:
+        yield batch, 1.0
+        return
+    size = len(next(iter(batch.values())))
+    columns = {k: v.chunk(count) for k, v in batch.items()}
+    for n in range(len(next(iter(columns.values())))):
+        part = {k: v[n] for k, v in columns.items()}
+        yield part, len(next(iter(part.values()))) / size

@@ -1,0 +1,69 @@
+"""Segmented consistency: states of one trajectory agree at the end of their segment, not at the data (arXiv:2405.18407, eq. 10).
+
+    G(x, t -> e) = DDIM's step from t to e with the student's x0,    e = the end of the segment of t
+    L = d( G(x_t, t -> e), sg G^-(x_s, s -> e) ),    x_s = the teacher's step from x_t, no further than e;  x_s itself where s = e
+
+One segment is consistency distillation, bit for bit where the clean end has no noise; as many as the intervals' grid has steps is
+regression on the teacher's steps. Sampled deterministically, one step per segment, on the segments' own grid. Configurations, each without
+its adversarial part:
+
+    PCM (arXiv:2405.18407)     `Segments(4)` on a grid of 50 steps, one DDIM step, `ElementwiseHuber`, guidance in [4, 5] that is not told
+    TSCD (arXiv:2404.13686)    `SegmentStages((8, 4, 2, 1))`, `SquaredL2`. The teacher is the diffusion model in every stage: Hyper-SD does
+                               not say whether it is, or the student of the stage before.
+    MLCM (arXiv:2406.05768)    stages too, drawn guidance that is told, and `rollout`: no data, x_t is a state of the teacher's trajectory
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Cond, Denoise, Denoiser
+from fewstep.distill.consistency import ConsistencyDistillation, EndPoint
+from fewstep.distill.line import step
+from fewstep.distill.segments import Segments, SegmentStages
+from fewstep.distill.teacher_step import TeacherStep
+from fewstep.generator import Generator
+from fewstep.grids import Grid
+from fewstep.solvers import DDIM
+
+
+class SegmentedConsistency(ConsistencyDistillation):
+    """PCM, TSCD and MLCM; the remaining arguments are those of `ConsistencyDistillation`.
+
+    Args:
+        segments: fixed, or merging in stages.
+        rollout: x_t is where these steps take the guided teacher from fresh noise; without it, noised data.
+        grid: the student's; that of the segments unless given.
+    """
+
+    sampler = DDIM()
+
+    def __init__(
+        self,
+        teacher: Generator,
+        iterations: int,
+        segments: Segments | SegmentStages = Segments(4),
+        rollout: TeacherStep | None = None,
+        grid: Grid | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(teacher, iterations, grid=grid or segments.grid, **kwargs)
+        self.segments, self.rollout = segments, rollout
+
+    def end(self, t: Tensor) -> Tensor:
+        """The ends of the segments of t."""
+        return self.segments.at(self.progress).end(t, self.student.denoiser.path)
+
+    def end_point(self, denoiser: Denoiser, cond: Cond, y: Tensor | None) -> EndPoint:
+        """G(., t -> end of the segment of t)."""
+        bound = denoiser.bind(cond, y)
+        return lambda x, t: step(denoiser.path, x, bound(x, t).x0, t, self.end(t), y)
+
+    def state(self, teacher: Denoise, x0: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """x_t: noised data, or the teacher's own."""
+        if self.rollout is None:
+            return super().state(teacher, x0, t, y)
+        path = self.student.denoiser.path
+        begin = torch.full_like(t, path.t_max)
+        return self.rollout(teacher, path, path.start(torch.randn_like(x0), y), begin, t, y)

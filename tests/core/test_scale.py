@@ -1,0 +1,106 @@
+"""Many processes are one: DDP and FSDP2 on two gloo processes against a single one with the joint batch; and plans of memory."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fewstep
+from fewstep import recipes
+from fewstep.cli import main
+from fewstep.train import plan as planning
+from fewstep.train.fit import instantiate
+from fewstep.train.plan import peak, plan, step
+
+WORKER = Path(__file__).with_name("scale_worker.py")
+
+
+def trained(out, batch_size, strategy, accumulate=1):
+    """Parameters and average of every rank, after six steps."""
+    out.mkdir()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    launch = (
+        [] if strategy == "auto" else ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    )
+    command = [sys.executable, *launch, str(WORKER), str(out), str(batch_size), strategy, str(accumulate)]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [load_file(f) for f in sorted(out.glob("rank*.safetensors"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("scale") / "one", 16, "auto")[0]
+
+
+@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 2), ("fsdp", 1)])
+def test_two_processes_train_as_one_with_the_joint_batch(strategy, accumulate, alone, tmp_path):
+    ranks = trained(tmp_path / "two", 8, strategy, accumulate)
+    assert len(ranks) == 2
+    for name, value in alone.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, rtol=0, atol=1e-6)
+    saved = fewstep.load(tmp_path / "two" / "last").state_dict()
+    assert all(
+        torch.equal(saved[k.removeprefix("average.")], v) for k, v in ranks[0].items() if k.startswith("average.")
+    )
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["toy/ring_flow", "restoration/resshift_small"])
+def test_a_plan_is_within_a_fifth_of_the_measured_peak(recipe):
+    if recipe.startswith("restoration"):
+        pytest.importorskip("fewstep_restoration.data")
+    file = recipes.find(recipe)
+    found = plan(file)
+    cli = instantiate(file)
+    cli.datamodule.setup("fit")
+    model, optimizer = cli.model, cli.model.configure_optimizers()
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    step(model, [optimizer], batch, torch.float32)
+    most = peak(lambda: step(model, [optimizer], batch, torch.float32), model.device)
+    assert found.working_bytes == pytest.approx(most, rel=0.2)
+    own = sum(p.numel() * p.element_size() for p in model.parameters())
+    state = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values())
+    assert (found.parameters_bytes, found.optimizer_bytes) == (own, state)
+
+
+def test_the_peak_is_what_is_held_at_once():
+    def work():
+        a = torch.empty(1000, 1000)
+        b = torch.empty(500, 1000)
+        del a
+        torch.empty(100, 1000) + b[0]
+
+    assert peak(work, torch.device("cpu")) == pytest.approx(6e6, rel=0.01)
+
+
+def test_sharding_divides_what_stands_and_ddp_adds_its_buckets():
+    file = recipes.find("toy/ring_flow")
+    one, ddp, fsdp = (plan(file, devices=n, strategy=s) for n, s in ((1, "ddp"), (4, "ddp"), (4, "fsdp")))
+    assert one.strategy_bytes == 0
+    assert ddp.strategy_bytes == one.parameters_bytes
+    assert fsdp.parameters_bytes == one.parameters_bytes // 4
+    assert fsdp.optimizer_bytes == one.optimizer_bytes // 4
+    with pytest.raises(ValueError, match="at least 1"):
+        planning.plan(file, devices=0)
+
+
+def test_the_verb_prints_a_plan(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "-c", str(recipes.find("toy/ring_flow")), "--json", "model.init_args.accumulate=2"])
+    assert end.value.code in (0, None)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["total_bytes"] == sum(v for k, v in facts.items() if k.endswith("_bytes") and k != "total_bytes")

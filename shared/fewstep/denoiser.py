@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.estimate import Estimate
-from fewstep.paths import Path
+from fewstep.paths import Coeffs, Path
 from fewstep.prediction import Prediction
 
 Cond = Mapping[str, Tensor]
@@ -51,7 +51,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, y: Tensor | None = None) -> Estimate:
         """Estimate at per-sample times t: (B,)."""
         c = self.path.coeffs(t, x)
-        out = self.raw(x, t, cond, y)
+        out = self._output(x, t, c, cond, y)
         k = self.prediction.affine(c)
         return Estimate(
             lambda: combine(k.x0_x, x, k.x0_out, out, k.x0_y, y),
@@ -60,7 +60,9 @@ class Denoiser(nn.Module):
 
     def raw(self, x: Tensor, t: Tensor, cond: Cond | None = None, y: Tensor | None = None) -> Tensor:
         """The network's own output at per-sample times t: (B,), to be compared with `prediction.target`."""
-        c = self.path.coeffs(t, x)
+        return self._output(x, t, self.path.coeffs(t, x), cond, y)
+
+    def _output(self, x: Tensor, t: Tensor, c: Coeffs, cond: Cond | None, y: Tensor | None) -> Tensor:
         i, j = self.prediction.input_scale(c)
         seen = i * x if y is None else i * x + j * y
         label = self.prediction.label(t, c).to(label_dtype(x))

@@ -1,6 +1,7 @@
 """The shipped recipes: where they are, listing them, copying one out. Light: no torch."""
 
 import argparse
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,10 @@ def find(name: str) -> Path:
     """
     names = available()
     if name.removesuffix(".yaml") not in names:
-        raise UsageError(f"no recipe {name!r}; there is {', '.join(names)}")
+        near = difflib.get_close_matches(name.rpartition("/")[2], [n.rpartition("/")[2] for n in names], 3)
+        meant = [n for n in names if n.rpartition("/")[2] in near]
+        hint = f"did you mean {', '.join(meant)}? " if meant else ""
+        raise UsageError(f"no recipe {name!r}; {hint}`fewstep recipes` lists the {len(names)} there are")
     return folder() / f"{name.removesuffix('.yaml')}.yaml"
 
 

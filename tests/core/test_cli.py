@@ -153,7 +153,8 @@ def test_a_missing_verb_or_an_unknown_one(refused, capfd, cwd):
 @pytest.mark.parametrize(
     ("args", "needles"),
     [
-        (["recipes", "nosuch"], ["nosuch", "toy/ring_flow"]),
+        (["recipes", "nosuch"], ["nosuch", "`fewstep recipes`"]),
+        (["recipes", "toy/ring_flo"], ["'toy/ring_flo'", "toy/ring_flow"]),
         (["recipes", "../../pyproject"], ["pyproject"]),
         (["recipes", "toy/ring_flow", "--out", "no/such/folder/x.yaml"], ["no/such/folder"]),
         (["recipes", "toy/ring_flow", "--out", "."], ["exists"]),
@@ -211,7 +212,7 @@ MISSPELT = [
     pytest.param(("every: 1000", "evry: 1000"), ["evry"], id="callback"),
     pytest.param(("fewstep.solvers.Heun", "fewstep.solvers.Huen"), ["Huen"], id="class"),
     pytest.param(("fewstep.paths.RectifiedFlow", "fewstep.path.RectifiedFlow"), ["denoiser", "path"], id="module"),
-    pytest.param(("data: fewstep.toy_data.RingData", "data: fewstep.toy_data.Ring"), ["data", "'Ring'"], id="data"),
+    pytest.param(("fewstep.toy_data.RingData", "fewstep.toy_data.Ring"), ["data", "'Ring'"], id="data"),
 ]
 
 

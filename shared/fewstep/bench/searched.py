@@ -38,7 +38,7 @@ FINALISTS, TRIED = 6, 64
 def mixture_problems(only: str | None, seed: int, report: int) -> Iterator[tuple[str, Problem, float]]:
     """(name, starts, error of the reference) of the mixture worlds; drawn by the seed."""
     for name, world in mixture_worlds(PATH).items():
-        if only is not None and only not in name:
+        if only is not None and not name.startswith(only):
             continue
         count = FITTED[int(name.split("-")[0])]
         generator, denoise = torch.Generator().manual_seed(1000 + seed), world.denoise
@@ -118,7 +118,9 @@ def network_problem(args: argparse.Namespace, seed: int) -> tuple[str, Problem, 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fewstep.bench.searched", description=__doc__)
     parser.add_argument("--out", metavar="FILE", required=True)
-    parser.add_argument("--world", help="only the mixture worlds with this in their name, such as 64-d or 7.5")
+    parser.add_argument(
+        "--world", help='only the mixture worlds whose name begins so, such as "64-d" or "2-d, cfg 7.5"'
+    )
     parser.add_argument("--model", metavar="DIR", help="an artifact instead of the mixtures")
     parser.add_argument("--batch", metavar="FILE", help="safetensors of a data batch of that artifact")
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10])

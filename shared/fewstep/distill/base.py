@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.generator import Generator
 from fewstep.grids import Grid
+from fewstep.nets.adapter import trainable
 from fewstep.nets.scalars import with_scalars
 from fewstep.solvers.base import Solver
 from fewstep.train.shell import Batch, Shell
@@ -45,7 +46,7 @@ class Distiller(Shell):
         student = copy.deepcopy(teacher) if student is None else student
         student.steps = steps
         student.solver, student.grid = solver or self.sampler or student.solver, grid or student.grid
-        super().__init__(student.train().requires_grad_(True), iterations, **kwargs)
+        super().__init__(trainable(student.train()), iterations, **kwargs)
         # Not a submodule: it is never trained, so it stays out of checkpoints, DDP and parameter counts.
         self._teacher = [teacher.eval().requires_grad_(False)]
 

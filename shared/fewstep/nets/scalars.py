@@ -16,9 +16,9 @@ def with_scalars(net: M, scalars: Mapping[str, float]) -> M:
     Raises:
         ValueError: networks whose class takes no `scalars`.
     """
-    if not hasattr(net, "scalars"):
-        raise ValueError(f"{type(net).__name__} takes no scalar conditions: it has no argument `scalars`")
     config = describe(net)
+    if "scalars" not in config["init_args"]:
+        raise ValueError(f"{type(net).__name__} takes no scalar conditions: it has no argument `scalars`")
     config["init_args"]["scalars"] = {**config["init_args"]["scalars"], **scalars}
     like = next(net.parameters())
     wider = build(config, trusted=(type(net).__module__.split(".")[0],)).to(like.device, like.dtype)

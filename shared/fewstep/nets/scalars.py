@@ -1,5 +1,6 @@
 """Give a trained network further scalar conditions, without changing what it computes."""
 
+import inspect
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -16,9 +17,9 @@ def with_scalars(net: M, scalars: Mapping[str, float]) -> M:
     Raises:
         ValueError: networks whose class takes no `scalars`.
     """
-    config = describe(net)
-    if "scalars" not in config["init_args"]:
+    if "scalars" not in inspect.signature(type(net).__init__).parameters:
         raise ValueError(f"{type(net).__name__} takes no scalar conditions: it has no argument `scalars`")
+    config = describe(net)
     config["init_args"]["scalars"] = {**config["init_args"]["scalars"], **scalars}
     like = next(net.parameters())
     wider = build(config, trusted=(type(net).__module__.split(".")[0],)).to(like.device, like.dtype)

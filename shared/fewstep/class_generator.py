@@ -1,4 +1,4 @@
-"""Generators of images of classes: the condition is `label`, and the null label stands for no condition."""
+"""Generators of classes: the condition is `label`, and the null label stands for no condition."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,6 @@ from torch.nn.functional import interpolate
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.generator import Generator, Prepared
 from fewstep.grids import Grid
-from fewstep.guidance import Guided
 from fewstep.sampling import Callback, sample
 from fewstep.solvers.base import Solver
 
@@ -26,12 +25,12 @@ class Judge(ABC):
 
 
 class ClassGenerator(Generator):
-    """(noise, label) -> images (B, C, H, W) in [-1, 1].
+    """(noise, label) -> samples (B, ...): images (B, C, H, W) in [-1, 1], or anything else that comes in classes.
 
     Args:
         denoiser: its network takes `label` and has `classes`: labels are 0 .. classes - 1, and `classes` is the null label.
         solver, grid, steps: how it is sampled.
-        shape: (C, H, W) of one image.
+        shape: of one sample; (C, H, W) of images, which alone are previewed.
         judge: gives the figures that are logged at validation.
     Raises:
         ValueError: networks without classes.
@@ -59,7 +58,7 @@ class ClassGenerator(Generator):
         return int(getattr(self.denoiser.net, "classes", 0))
 
     def prepare(self, batch: Mapping[str, Tensor]) -> Prepared:
-        """{"x0": (B, C, H, W) in [-1, 1], "label": (B,)} -> x0, {"label"}."""
+        """{"x0": (B, ...), "label": (B,)} -> x0, {"label"}."""
         return Prepared(batch["x0"], {"label": batch["label"]}, None)
 
     def unconditional(self, cond: Cond) -> Cond:
@@ -80,17 +79,16 @@ class ClassGenerator(Generator):
         cfg: float = 1.0,
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
-        """Images of labels (B,); noise: (B, C, H, W), drawn from `generator` where not given; cfg: guidance scale, 1 is none."""
+        """Samples of labels (B,); noise: (B, ...), drawn from `generator` where not given; cfg: guidance scale, 1 is none."""
         if noise is None:
             device = label.device if generator is None else generator.device
             noise = torch.randn(len(label), *(self.shape or ()), generator=generator, device=device).to(label.device)
         cond = {"label": label}
         if cfg == 1.0:
             return self.generate(noise, cond, None, steps, solver, generator, callbacks)
-        d = self.denoiser
-        guided, path = Guided(d.bind(cond), d.bind(self.unconditional(cond)), cfg), d.path
-        grid = self.grid(path, self.steps if steps is None else steps)
-        return sample(guided, path.start(noise), path, solver or self.solver, grid, None, generator, callbacks)
+        path = self.denoiser.path
+        grid, start = self.grid(path, self.steps if steps is None else steps), path.start(noise)
+        return sample(self.bind(cond, None, cfg), start, path, solver or self.solver, grid, None, generator, callbacks)
 
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the judge says of samples with the labels of the batch."""
@@ -99,7 +97,9 @@ class ClassGenerator(Generator):
         return self.judge(self(batch["label"], noise=torch.randn_like(batch["x0"])).clamp(-1, 1), batch)
 
     def preview(self, batch: Mapping[str, Tensor], rows: int = 6, zoom: int = 4) -> dict[str, Tensor]:
-        """A grid of samples, one column for each of the first ten classes."""
+        """A grid of samples, one column for each of the first ten classes; none of what is no image."""
+        if len(self.shape or ()) != 3:
+            return {}
         columns = min(self.classes, 10)
         label = torch.arange(columns, device=batch["x0"].device).repeat(rows)
         images = ((self(label) + 1) / 2).clamp(0, 1).unflatten(0, (rows, columns))

@@ -53,9 +53,10 @@ def _demo(args: argparse.Namespace) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table",
-        choices=["overhead", "shell", "orders", "solvers", "pictures"],
+        choices=["overhead", "shell", "orders", "solvers", "distill", "pictures"],
         help="overhead: sampling per step; shell: training per iteration; orders: measured order of every solver; "
-        "solvers: error against the exact flow at 1 to 50 evaluations; pictures: those of the documentation",
+        "solvers: error against the exact flow at 1 to 50 evaluations; distill: every method on three worlds, hours; "
+        "pictures: those of the documentation",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", metavar="FILE", help="also write the table as JSON")
@@ -74,7 +75,7 @@ COMMANDS = {
     "pairs": PAIRS,
     "search-schedule": SEARCH,
     "bench": Command(
-        "measure: sampling and training overhead, orders and errors of the solvers", _bench_arguments, _bench
+        "measure: sampling and training overhead, solvers, distillation methods", _bench_arguments, _bench
     ),
 }
 

@@ -1,6 +1,6 @@
 """A small classifier of the digits, and the figures it gives of samples: accuracy, and Frechet distance in its feature space.
 
-The weights ship with the package (folder `digits_classifier`, made by recipes/digits/classifier.yaml; its config.json says how).
+The weights ship with the package (folder `digits_classifier`, made by recipes/digits/digits_classifier.yaml; its config.json says how).
 """
 
 from collections.abc import Mapping

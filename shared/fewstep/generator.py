@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.artifacts import ArtifactError, load
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.denoiser import Cond, Denoise, Denoiser
 from fewstep.grids import Grid
+from fewstep.guidance.cfg import Guided
+from fewstep.guidance.schedules import Scale
 from fewstep.sampling import Callback, sample
 from fewstep.solvers.base import Solver
 
@@ -65,6 +67,17 @@ class Generator(nn.Module):
             generator,
             callbacks,
         )
+
+    def bind(self, cond: Cond | None = None, y: Tensor | None = None, cfg: Scale | Tensor = 1.0) -> Denoise:
+        """The denoiser with these conditions, guided away from `unconditional` by cfg (a number, (B,), or a schedule) unless it is 1.
+
+        Raises:
+            ValueError: guidance where there is no unconditional branch.
+        """
+        own = self.denoiser.bind(cond, y)
+        if not isinstance(cfg, Tensor) and cfg == 1.0:
+            return own
+        return Guided(own, self.denoiser.bind(self.unconditional(cond or {}), y), cfg)
 
     def unconditional(self, cond: Cond) -> Cond:
         """The conditions of the unconditional branch beside these; domains with guidance write it.

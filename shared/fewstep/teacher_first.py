@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoise, Denoiser
+from fewstep.denoiser import Cond, Denoiser
 from fewstep.generator import Generator, Prepared
 from fewstep.grids import Grid
-from fewstep.guidance.cfg import CFG
 from fewstep.sampling import Callback, draw, sample
 from fewstep.solvers.base import Row, Solver
 
@@ -72,13 +71,6 @@ class TeacherFirst(Generator):
         """The student's."""
         return self.student.unconditional(cond)
 
-    def guided(self, cond: Cond, y: Tensor | None) -> Denoise:
-        """The guided teacher with these conditions."""
-        net = self.teacher.denoiser
-        return (
-            net.bind(cond, y) if self.cfg == 1.0 else CFG(net, self.cfg, self.teacher.unconditional(cond)).bind(cond, y)
-        )
-
     def generate(
         self,
         noise: Tensor,
@@ -94,7 +86,7 @@ class TeacherFirst(Generator):
         grid, solver, callbacks = self.grid(path, n), solver or self.solver, tuple(callbacks)
         x, k = path.start(noise, y), min(self.first, n)
         if k > 0:
-            x = sample(self.guided(cond, y), x, path, solver, grid[: k + 1], y, generator, callbacks)
+            x = sample(self.teacher.bind(cond, y, self.cfg), x, path, solver, grid[: k + 1], y, generator, callbacks)
         if k < n:
             x = sample(self.denoiser.bind(cond, y), x, path, solver, grid[k:], y, generator, callbacks)
         return x
@@ -117,7 +109,7 @@ class TeacherSketch(TeacherFirst):
         self, noise: Tensor, cond: Cond, y: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """The teacher's x0 at the first time below t*, (B, ...)."""
-        path, teacher, guided = self.denoiser.path, self.teacher, self.guided(cond, y)
+        path, teacher, guided = self.denoiser.path, self.teacher, self.teacher.bind(cond, y, self.cfg)
         grid, x = teacher.grid(path, teacher.steps), path.start(noise, y)
         m = int((grid >= self.stop).sum())
         if m > 0:

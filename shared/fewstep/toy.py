@@ -76,10 +76,14 @@ class Mixture:
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n samples of x0, (n, D)."""
+        return self.draw_labelled(n, generator)[0]
+
+    def draw_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """n samples of x0, (n, D), and the components they come from, (n,)."""
         k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
         xi = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, generator=generator)
         scaled = self.ev[k].sqrt() * xi
-        return self.means[k] + (scaled if self.q is None else torch.einsum("bde,be->bd", self.q[k], scaled))
+        return self.means[k] + (scaled if self.q is None else torch.einsum("bde,be->bd", self.q[k], scaled)), k
 
     def flow_map(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """The exact probability-flow solution at time s from x at time t; one component only.
@@ -107,6 +111,14 @@ def ring(path: Path, modes: int = 8, radius: float = 2.0, std: float = 0.1) -> M
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     return Mixture(path, means, std**2 * torch.eye(2, dtype=torch.float64).expand(modes, 2, 2))
+
+
+def correlated(path: Path, dim: int = 64, modes: int = 10, seed: int = 64) -> Mixture:
+    """`modes` equal Gaussians in float64: means N(0, I), and covariances A A^T + 0.05^2 I, A: (dim, 8) of entries N(0, 0.5^2/8)."""
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(modes, dim, dtype=torch.float64, generator=g)
+    a = torch.randn(modes, dim, 8, dtype=torch.float64, generator=g) * (0.5 / 8**0.5)
+    return Mixture(path, means, a @ a.mT + 0.05**2 * torch.eye(dim, dtype=torch.float64))
 
 
 def gaussian(path: Path, mean: float | Tensor, std: float | Tensor, dim: int = 1, y: Tensor | None = None) -> Mixture:

@@ -177,7 +177,7 @@ def assert_consistent(teacher, pairs):
 
 def test_without_a_ring_every_batch_is_fresh():
     teacher, pool, data = anchored(), PairPool(), prepared(6, 0)
-    first, second = (pool.draw(teacher, data, i) for i in range(2))
+    first, second = (pool.draw(teacher, data) for i in range(2))
     for pairs in (first, second):
         assert_consistent(teacher, pairs)
         assert torch.equal(pairs.x0, data.x0)
@@ -191,7 +191,7 @@ def test_each_pair_belongs_together():
     for i in range(30):
         data = prepared(8, 10 * i)
         sources |= {tuple(x.tolist()): (c, y) for x, c, y in zip(data.x0, data.cond["c"], data.y, strict=True)}
-        pairs = pool.draw(teacher, data, i)
+        pairs = pool.draw(teacher, data)
         assert [len(v) for v in (pairs.noise, pairs.target, pairs.x0, pairs.y, pairs.cond["c"])] == [8] * 5
         assert_consistent(teacher, pairs)
         for x, c, y in zip(pairs.x0, pairs.cond["c"], pairs.y, strict=True):
@@ -212,7 +212,7 @@ def test_the_ring_keeps_the_latest_pairs_and_no_more():
     for i in range(12):
         calls.clear()
         data = prepared(8, 10 * i)
-        pairs = pool.draw(teacher, data, i)
+        pairs = pool.draw(teacher, data)
         new = 8 if i < 3 else 3  # whole batches until the ring is full: 8, 16, 24 >= 20
         assert calls == [new] * 5
         made += [tuple(x.tolist()) for x in data.x0[:new]]
@@ -230,11 +230,11 @@ def test_all_pairs_of_the_ring_are_drawn_about_equally_often():
     teacher, pool, data = anchored(), PairPool(16, fresh=1), prepared(4, 0)
     torch.manual_seed(0)
     for i in range(4):
-        pool.draw(teacher, prepared(4, 10 * i), i)
+        pool.draw(teacher, prepared(4, 10 * i))
     ages = torch.zeros(16)
     rounds = 400
-    for i in range(rounds):
-        pairs, newest = pool.draw(teacher, data, i), int(pool.filled) - 1
+    for _ in range(rounds):
+        pairs, newest = pool.draw(teacher, data), int(pool.filled) - 1
         slots = (pairs.noise[:, None] == pool.ring_noise).all(-1).int().argmax(1)
         ages.index_add_(0, (newest - slots) % 16, torch.ones(4))
     expected = rounds * 4 / 16
@@ -246,14 +246,14 @@ def test_a_restored_pool_continues_with_the_same_draws(iterations):
     teacher = anchored()
     ours = PairPool(12, fresh=2)
     for i in range(iterations):
-        ours.draw(teacher, prepared(5, i), i)
+        ours.draw(teacher, prepared(5, i))
     theirs = PairPool(12, fresh=2)
     theirs.load_state_dict(ours.state_dict())
     for i in range(iterations, iterations + 6):
         draws = []
         for pool in (ours, theirs):
             torch.manual_seed(i)
-            draws.append(pool.draw(teacher, prepared(5, i), i))
+            draws.append(pool.draw(teacher, prepared(5, i)))
         a, b = draws
         assert torch.equal(a.noise, b.noise)
         assert torch.equal(a.target, b.target)
@@ -278,20 +278,31 @@ def test_the_pool_travels_in_the_state_of_the_method():
 
 def test_a_restored_pool_does_not_share_memory_with_the_checkpoint():
     teacher, ours, theirs = anchored(), PairPool(8, fresh=2), PairPool(8, fresh=2)
-    ours.draw(teacher, prepared(4, 0), 0)
+    ours.draw(teacher, prepared(4, 0))
     state = ours.state_dict()
     theirs.load_state_dict(state)
     kept = {k: v.clone() for k, v in state.items()}
-    theirs.draw(teacher, prepared(4, 1), 1)
+    theirs.draw(teacher, prepared(4, 1))
     assert all(torch.equal(kept[k], v) for k, v in state.items())
 
 
 def test_rings_smaller_than_a_batch_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"7.*8"):
-        PairPool(7).draw(anchored(), prepared(8, 0), 0)
+        PairPool(7).draw(anchored(), prepared(8, 0))
 
 
-@pytest.mark.parametrize(("size", "fresh"), [(-1, 4), (8, 0), (8, -2)])
+def test_without_fresh_pairs_the_first_ones_stay():
+    teacher, pool = anchored(), PairPool(8, fresh=0)
+    for i in range(2):
+        pool.draw(teacher, prepared(4, i))
+    before = {k: v.clone() for k, v in pool.state_dict().items()}
+    assert int(pool.filled) == 8
+    drawn = pool.draw(teacher, prepared(4, 9))
+    assert all(torch.equal(v, before[k]) for k, v in pool.state_dict().items())
+    assert all(any(torch.equal(row, kept) for kept in before["ring_noise"]) for row in drawn.noise)
+
+
+@pytest.mark.parametrize(("size", "fresh"), [(-1, 4), (8, -2)])
 def test_impossible_pools_are_refused(size, fresh):
     with pytest.raises(ValueError, match=f"{size}.*{fresh}"):
         PairPool(size, fresh)
@@ -300,4 +311,4 @@ def test_impossible_pools_are_refused(size, fresh):
 def test_a_ring_of_exactly_one_batch_works():
     teacher, pool = anchored(), PairPool(4, fresh=9)
     for i in range(5):
-        assert_consistent(teacher, pool.draw(teacher, prepared(4, i), i))
+        assert_consistent(teacher, pool.draw(teacher, prepared(4, i)))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from worlds import normal, uniform
 
 from fewstep.artifacts import load, save
+from fewstep.class_generator import ClassGenerator
 from fewstep.denoiser import Denoiser
 from fewstep.distances import ElementwiseHuber, PseudoHuber, SquaredL2
 from fewstep.distill.consistency import ConsistencyDistillation, consistency_loss
@@ -41,7 +42,7 @@ from fewstep.prediction import X0, Eps, U, V
 from fewstep.solvers import DDIM, Ancestral, Heun
 from fewstep.times import LogNormalTimes, LogStudentTimes, UniformTimes
 from fewstep.toy import gaussian
-from fewstep.toy_data import LabelledGenerator, LabelledRingData
+from fewstep.toy_data import RingData
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.loader import StatefulLoader
 
@@ -279,7 +280,7 @@ def classes(f, **kwargs):
     """A generator of three classes whose network computes f(x, t, label, ...)."""
     net = Net(f)
     net.classes = 3
-    return LabelledGenerator(Denoiser(net, FLOW, X0()), Heun(), Uniform(), 60, **kwargs)
+    return ClassGenerator(Denoiser(net, FLOW, X0()), Heun(), Uniform(), 60, **kwargs)
 
 
 def class_teacher():
@@ -891,15 +892,12 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, cls, kwargs):
 # --- the labelled toy world --------------------------------------------------------------------------------------
 
 
-def test_labels_are_the_modes_and_a_share_of_them_is_dropped():
-    world = LabelledRingData(std=0.2, drop=0.25, batch_size=4000)
+def test_labels_are_the_modes():
+    world = RingData(std=0.2, batch_size=4000)
     loader = world.train_dataloader()
     batch = next(iter(loader))
-    kept = batch["label"] < 8
-    assert (~kept).float().mean().item() == pytest.approx(0.25, abs=0.03)
     angle = torch.atan2(batch["x0"][:, 1], batch["x0"][:, 0]) / (math.pi / 4)
-    assert ((angle.round() % 8).long() == batch["label"])[kept].float().mean() > 0.99
-    assert (batch["label"][~kept] == 8).all()
+    assert ((angle.round() % 8).long() == batch["label"]).float().mean() > 0.99
     radius = batch["x0"].norm(dim=1)
     assert radius.mean().item() == pytest.approx(2.0, abs=0.03)
     held_out = next(iter(world.val_dataloader()))
@@ -909,7 +907,7 @@ def test_labels_are_the_modes_and_a_share_of_them_is_dropped():
 
 def test_the_unconditional_branch_is_the_null_label(tmp_path):
     torch.manual_seed(0)
-    model = LabelledGenerator(Denoiser(MLP(2, 8, 2, classes=3), FLOW, U()), Heun(), Uniform(), 4)
+    model = ClassGenerator(Denoiser(MLP(2, 8, 2, classes=3), FLOW, U()), Heun(), Uniform(), 4)
     x0, cond, y = model.prepare({"x0": torch.zeros(4, 2), "label": torch.tensor([0, 1, 2, 0])})
     assert y is None
     assert model.unconditional({**cond, "w": torch.ones(4)})["label"].tolist() == [3] * 4

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from worlds import PATHS, interior, name, normal, over, uniform
 
 from fewstep.artifacts import load, save
+from fewstep.class_generator import ClassGenerator
 from fewstep.denoiser import Denoiser
 from fewstep.distances import L1, SquaredL2
 from fewstep.distill.guidance import TeacherGuidance
@@ -42,7 +43,6 @@ from fewstep.sampling import sample
 from fewstep.solvers import DDIM, DPMpp2M, GammaSampling, Heun
 from fewstep.teacher_first import TeacherFirst, TeacherSketch
 from fewstep.toy import Mixture, gaussian, ring
-from fewstep.toy_data import LabelledGenerator
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.loader import StatefulLoader
 from fewstep.train.schedules import Constant, Cosine
@@ -93,14 +93,14 @@ def generator(net, path=FLOW, prediction=None, solver=None, steps=8, kind=Genera
 
 
 def classes(told=False, **kw):
-    return generator(ExactClasses(told), kind=LabelledGenerator, **kw)
+    return generator(ExactClasses(told), kind=ClassGenerator, **kw)
 
 
 def small(seed=0, dtype=torch.float64, **kw):
     """A small network of three classes on the flow, in float64."""
     torch.manual_seed(seed)
     net = MLP(2, 16, 2, classes=3).to(dtype)
-    return generator(net, prediction=U(), kind=LabelledGenerator, **kw)
+    return generator(net, prediction=U(), kind=ClassGenerator, **kw)
 
 
 def labelled(n, seed=0):
@@ -376,7 +376,7 @@ def test_a_told_teacher_costs_one_evaluation_and_is_asked_at_w():
 
 def test_a_short_training_learns_guidance_at_every_scale():
     torch.manual_seed(0)
-    student = generator(MLP(2, 64, 2, classes=3, scalars={"w": 10.0}), prediction=U(), kind=LabelledGenerator)
+    student = generator(MLP(2, 64, 2, classes=3, scalars={"w": 10.0}), prediction=U(), kind=ClassGenerator)
     model = GuidedDistillation(classes(), 150, TeacherGuidance(1.0, 4.0, told=True), weighting=Even(), student=student)
     world, g = ring(FLOW, 3, 2.0, 0.4), torch.Generator().manual_seed(0)
 

@@ -23,7 +23,6 @@ from fewstep.distill.ctm import CTM, ctm_loss, gradient_norm, last_layer
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.jump_times import Halvings, TeacherSpans, TimePairs
 from fewstep.distill.mean_flow import MeanFlow, mean_flow_loss, mean_flow_target
-from fewstep.distill.null_conditions import drop_conditions
 from fewstep.distill.scm import SCM, LogVariance, Normalise, scm_loss, tangent
 from fewstep.distill.shortcut import Shortcut, shortcut_target
 from fewstep.distill.sound_ctm import SoundCTM
@@ -35,6 +34,7 @@ from fewstep.jump import JumpGenerator, jump_student, jumps
 from fewstep.jvp import forward_mode_gap, jvp
 from fewstep.nets import MLP
 from fewstep.nets.unet import UNet
+from fewstep.null_conditions import drop_conditions
 from fewstep.paths import EDM, VE, VP, AnchoredFlow, RectifiedFlow, Trig, expand
 from fewstep.per_sample import sample_each
 from fewstep.precondition import EDMPrecondition

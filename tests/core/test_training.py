@@ -2,20 +2,16 @@
 
 import copy
 import math
-import re
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from worlds import normal, uniform
 
-from fewstep import recipes
 from fewstep.artifacts import load, read_config
-from fewstep.cli import main
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator
 from fewstep.grids import Uniform
@@ -29,7 +25,6 @@ from fewstep.toy import Mixture, gaussian
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.denoising import Denoising, denoising_loss
 from fewstep.train.ema import EMA
-from fewstep.train.fit import instantiate
 from fewstep.train.history import History
 from fewstep.train.loader import StatefulLoader
 from fewstep.train.schedules import Constant, Cosine
@@ -578,89 +573,6 @@ def test_log_normal_times_have_the_levels_of_edm(path):
     assert log_rho[inside].std().item() == pytest.approx(1.2, abs=0.05)
     quantile = log_rho.quantile(0.975).item()
     assert quantile == pytest.approx(-1.2 + 1.96 * 1.2, abs=0.12)
-
-
-# --- every recipe ------------------------------------------------------------------------------------------------
-
-ALL = sorted(recipes.available())
-TEXT = {name: recipes.find(name).read_text() for name in ALL}
-RUNS = {re.search(r"default_root_dir: (runs/\w+)", TEXT[name]).group(1): name for name in ALL}
-# The recipes whose runs a recipe reads.
-NEEDS = {name: sorted({RUNS[run] for run in re.findall(r"source: (runs/\w+)/", TEXT[name])}) for name in ALL}
-SMALL = ["denoiser.init_args.net.init_args.width=8", "denoiser.init_args.net.init_args.blocks=1", "steps=2"]
-
-
-def options(name, folder):
-    """Two iterations of a recipe on something small."""
-    given = ["--model.init_args.iterations=2", "--data.init_args.batch_size=4", "--trainer.accelerator=cpu"]
-    given += ["--trainer.val_check_interval=1"]
-    if name.startswith("restoration"):
-        given += [f"--data.init_args.folder={folder / 'pictures'}", "--data.init_args.crop=16"]
-        if not NEEDS[name]:
-            given += [f"--model.init_args.student.init_args.{v}" for v in SMALL]
-    if name == "digits/teacher":
-        given += ["--model.init_args.student.init_args.steps=2"]
-    return given
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """name -> the folder in which it has been trained, after the recipes that it needs, whether its student changed, and its steps."""
-    folder = tmp_path_factory.mktemp("recipes")
-    (folder / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (32, 24, 3), dtype=np.uint8)).save(folder / f"pictures/{i}.png")
-    changed = {}
-
-    def trained(name):
-        if name not in changed:
-            for other in NEEDS[name]:
-                trained(other)
-            if name == "digits/kd":
-                pairs = ["pairs", "runs/digits_teacher/last", "-n", "264", "--steps", "2", "--out", "runs/digits_pairs"]
-                with pytest.raises(SystemExit, match="^0$"):
-                    main(pairs)
-            cli = instantiate(recipes.find(name), options(name, folder))
-            before = weights(cli.model.student)
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-            changed[name] = not equal(before, weights(cli.model.student)), getattr(cli.model.student, "steps", None)
-        return folder / next(run for run, of in RUNS.items() if of == name), *changed[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # recipes name folders relative to it
-        yield trained
-
-
-def test_there_are_recipes_for_teachers_and_students():
-    assert sum(map(bool, NEEDS.values())) >= 20
-    assert not all(NEEDS.values())
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_every_recipe_trains(run, name):
-    where, changed, steps = run(name)
-    assert changed
-    assert {"best", "last", "last.ckpt"} <= {p.name for p in where.iterdir()}
-    facts = read_config(where / "last")["provenance"]
-    assert facts["iteration"] == 2
-    assert facts["averaged"]
-    model = load(where / "last")
-    assert all(v.isfinite().all() for v in model.parameters())
-    assert getattr(model, "steps", None) == steps
-    monitored = re.search(r"monitor: (\S+?)[,}]", TEXT[name]).group(1)
-    assert math.isfinite(read_config(where / "best")["provenance"]["scores"][monitored])
-    assert list(where.rglob("metrics.csv")), "the recipe's own log"
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_every_recipe_says_what_it_is_and_has_no_setting_of_its_own_twice(name):
-    text = TEXT[name]
-    assert text.startswith("# ")
-    assert re.search(r"minutes?\b", text.partition("\n")[0]), "how long it takes"
-    folders = set(re.findall(r"(?:default_root_dir|save_dir): (\S+?)[}\s]", text))
-    assert folders <= {f"runs/{name.split('/')[1]}", f"runs/{name.replace('/', '_')}"}
-    assert len(folders) == 1
 
 
 def test_deep_copies_of_a_generator_share_nothing():

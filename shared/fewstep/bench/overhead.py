@@ -67,10 +67,11 @@ def _rows(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     bare = best_of(lambda: _bare(x, net))
     # What the arithmetic of the shortest step takes here and now: x c + eps w.
     floor = best_of(lambda: (x * 0.5).add_(net.eps, alpha=0.3), *((100, 20) if small else (7, 5))) * 1e6
+    rounds = (60, 2) if small else (15, 2)  # for both alike: the least of as many rounds
     rows = []
     for name, (solver, _, _) in PAIRS.items():
-        ours = best_of(lambda solver=solver: _ours(x, net, solver), *((100, 4) if small else (7, 5))) - bare
-        peer = best_of(lambda name=name: _diffusers(x, net, name), *((40, 2) if small else (7, 2))) - bare
+        ours = best_of(lambda solver=solver: _ours(x, net, solver), *rounds) - bare
+        peer = best_of(lambda name=name: _diffusers(x, net, name), *rounds) - bare
         row = {"solver": name, "ours_us": ours / STEPS * 1e6, "diffusers_us": peer / STEPS * 1e6, "floor_us": floor}
         rows.append(row | {"ratio": ours / peer})
     return rows

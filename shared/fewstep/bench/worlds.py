@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.bench.quick_mixture import AtFloatTimes
 from fewstep.denoiser import Denoise
 from fewstep.paths import Path
-from fewstep.toy import Mixture, ring
+from fewstep.toy import Mixture, correlated, ring
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ def mixture_worlds(path: Path) -> dict[str, World]:
     Guided: the condition picks the first components (2 of 8, or 3 of 10), cfg 7.5.
     """
     worlds = {}
-    for dim, (everything, chosen) in {2: _ring(path), 64: _correlated(path), 3072: _spectral(path)}.items():
-        start = _start(everything)
+    for everything, chosen in ((ring(path, std=0.15), 2), (correlated(path), 3), (_spectral(path), 3)):
+        dim, start = everything.means.shape[1], _start(everything)
         worlds[f"{dim}-d, cfg 1"] = World(path, AtFloatTimes(everything), start, everything.draw)
-        worlds[f"{dim}-d, cfg 7.5"] = World(path, AtFloatTimes(everything, chosen, 7.5), start, None)
+        worlds[f"{dim}-d, cfg 7.5"] = World(
+            path, AtFloatTimes(everything, _first(everything, chosen), 7.5), start, None
+        )
     return worlds
 
 
@@ -47,28 +49,18 @@ def _start(world: Mixture) -> Callable[[int, torch.Generator], Tensor]:
     return start
 
 
-def _pair(path: Path, means: Tensor, covs: Tensor, chosen: int) -> tuple[Mixture, Mixture]:
-    """(all components, the first `chosen`)."""
-    return Mixture(path, means, covs), Mixture(path, means[:chosen], covs[:chosen])
+def _first(world: Mixture, chosen: int) -> Mixture:
+    """The first components alone, equally likely."""
+    ev, q = world.ev[:chosen], world.q
+    covs = ev if q is None else (q[:chosen] * ev[:, None]) @ q[:chosen].mT
+    return Mixture(world.path, world.means[:chosen], covs)
 
 
-def _ring(path: Path) -> tuple[Mixture, Mixture]:
-    whole = ring(path, std=0.15)
-    return whole, Mixture(path, whole.means[:2], 0.15**2 * torch.eye(2, dtype=torch.float64).expand(2, 2, 2))
-
-
-def _correlated(path: Path, dim: int = 64, k: int = 10) -> tuple[Mixture, Mixture]:
-    g = torch.Generator().manual_seed(64)
-    means = torch.randn(k, dim, dtype=torch.float64, generator=g)
-    root = torch.randn(k, dim, 8, dtype=torch.float64, generator=g) * (0.5 / 8**0.5)
-    return _pair(path, means, root @ root.mT + 0.05**2 * torch.eye(dim, dtype=torch.float64), 3)
-
-
-def _spectral(path: Path, dim: int = 3072, k: int = 10) -> tuple[Mixture, Mixture]:
+def _spectral(path: Path, dim: int = 3072, k: int = 10) -> Mixture:
     """Independent coordinates whose standard deviations fall as 1/frequency, like the spectrum of pictures; unit total variance."""
     g = torch.Generator().manual_seed(3072)
     std = 1 / (1 + torch.arange(dim, dtype=torch.float64) / 16)
     std = std / std.square().mean().sqrt()
     means = 0.7 * std * torch.randn(k, dim, dtype=torch.float64, generator=g)
     scale = 0.4 + 0.6 * torch.rand(k, 1, dtype=torch.float64, generator=g)
-    return _pair(path, means, (0.7 * scale * std).square(), 3)
+    return Mixture(path, means, (0.7 * scale * std).square())

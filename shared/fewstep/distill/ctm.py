@@ -23,10 +23,10 @@ from fewstep.distances import Distance, PseudoHuber
 from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.jump_times import TeacherSpans
-from fewstep.distill.null_conditions import drop_conditions
 from fewstep.distill.target import Target
 from fewstep.generator import Generator
 from fewstep.jump import JumpGenerator, jump_student
+from fewstep.null_conditions import drop_conditions
 from fewstep.per_sample import sample_each
 from fewstep.solvers import Heun
 from fewstep.solvers.base import Solver

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoise
-from fewstep.estimate import Estimate
 from fewstep.generator import Generator
-from fewstep.paths import expand
 from fewstep.sampling import sample
 
 
@@ -40,16 +38,7 @@ class TeacherGuidance:
 
     def teacher(self, teacher: Generator, cond: Cond, y: Tensor | None, w: Tensor) -> Denoise:
         """The guided teacher with these conditions; one evaluation per call where no guidance can be drawn, else two."""
-        conditional = teacher.denoiser.bind(cond, y)
-        if self.low == self.high == 1.0:
-            return conditional
-        unconditional = teacher.denoiser.bind(teacher.unconditional(cond), y)
-
-        def guided(x: Tensor, t: float | Tensor) -> Estimate:
-            c, u, scale = conditional(x, t), unconditional(x, t), expand(w, x)
-            return u.map(lambda u, c: torch.lerp(u, c, scale), c)
-
-        return guided
+        return teacher.bind(cond, y, 1.0 if self.low == self.high == 1.0 else w)
 
     def generate(self, teacher: Generator, noise: Tensor, cond: Cond, y: Tensor | None, w: Tensor) -> Tensor:
         """Samples of the guided teacher from noise, as `Generator.generate` makes them of the unguided one."""

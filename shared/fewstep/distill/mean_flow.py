@@ -25,11 +25,11 @@ from fewstep.denoiser import Cond
 from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.jump_times import TimePairs
-from fewstep.distill.null_conditions import drop_conditions
 from fewstep.distill.velocity import OfData, Velocity, require_straight
 from fewstep.generator import Generator
 from fewstep.jump import JumpGenerator, jump_student
 from fewstep.jvp import Mode, jvp
+from fewstep.null_conditions import drop_conditions
 from fewstep.paths import expand
 from fewstep.train.shell import Batch, Terms
 

@@ -77,8 +77,8 @@ def stored_trajectories(batch: Batch, path: Path, times: Tensor, kept: Sequence[
 class PairPool(nn.Module):
     """A ring of the last `size` teacher pairs; each iteration adds `fresh` new ones and trains on a random batch of the ring.
 
-    With size = 0 every batch is fresh; otherwise a pair is used about batch / fresh times. The ring is part of the
-    checkpoint, so that a resumed run continues bit for bit.
+    With size = 0 every batch is fresh; otherwise a pair is used about batch / fresh times, with fresh = 0 the first `size` pairs
+    forever. The ring is part of the checkpoint, so that a resumed run continues bit for bit.
 
     Args:
         size: pairs (or trajectories) kept.
@@ -89,12 +89,12 @@ class PairPool(nn.Module):
     def __init__(self, size: int = 0, fresh: int = 4, guidance: TeacherGuidance = TeacherGuidance()) -> None:
         super().__init__()
         self.filled: Tensor
-        if size < 0 or fresh < 1:
-            raise ValueError(f"PairPool needs size >= 0 and fresh >= 1, got {size} and {fresh}")
+        if size < 0 or fresh < 0:
+            raise ValueError(f"PairPool needs size >= 0 and fresh >= 0, got {size} and {fresh}")
         self.size, self.fresh, self.guidance = size, fresh, guidance
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
-    def draw(self, teacher: Generator, data: Prepared, iteration: int) -> Pairs:
+    def draw(self, teacher: Generator, data: Prepared) -> Pairs:
         """Pairs for one batch of data; new ones are computed by the teacher without gradient."""
         v = self._draw(data, lambda part: self.make(teacher, part)._asdict())
         return Pairs(v["noise"], v["target"], v["x0"], _conditions(v), v.get("y"))
@@ -135,8 +135,9 @@ class PairPool(nn.Module):
             raise ValueError(f"PairPool: size {self.size} is smaller than the batch of {n}")
         count = int(self.filled)
         take = n if count < self.size else min(self.fresh, n)
-        part = Prepared(data.x0[:take], {k: v[:take] for k, v in data.cond.items()}, _head(data.y, take))
-        self._put(_columns(make(part)), count, take)
+        if take:
+            part = Prepared(data.x0[:take], {k: v[:take] for k, v in data.cond.items()}, _head(data.y, take))
+            self._put(_columns(make(part)), count, take)
         chosen = torch.randperm(min(count + take, self.size), device=data.x0.device)[:n]
         return {k.removeprefix("ring_"): v[chosen] for k, v in self.named_buffers() if k.startswith("ring_")}
 

@@ -21,10 +21,10 @@ from fewstep.distances import Distance, ElementwiseHuber
 from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.line import secant, step
-from fewstep.distill.null_conditions import drop_conditions
 from fewstep.distill.reflow import Reflow, data_loss
 from fewstep.distill.teacher_step import TeacherStep
 from fewstep.generator import Generator
+from fewstep.null_conditions import drop_conditions
 from fewstep.paths import Path
 from fewstep.solvers import DDIM
 from fewstep.times import TimeSampler, UniformTimes

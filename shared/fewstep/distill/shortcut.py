@@ -19,11 +19,11 @@ from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.jump_times import Halvings
 from fewstep.distill.mean_flow import Average
-from fewstep.distill.null_conditions import drop_conditions
 from fewstep.distill.target import Target
 from fewstep.distill.velocity import OfData, Velocity, require_straight
 from fewstep.generator import Generator
 from fewstep.jump import JumpGenerator, jump_student
+from fewstep.null_conditions import drop_conditions
 from fewstep.paths import expand
 from fewstep.train.shell import Batch, Terms
 

@@ -71,7 +71,7 @@ class TrajectoryRegression(Distiller):
     def pairs(self, batch: Batch) -> Pairs:
         """Noise, teacher end point and conditions for one iteration."""
         stored = stored_pairs(batch)
-        return self.pool.draw(self.teacher, self.student.prepare(batch), self.done) if stored is None else stored
+        return self.pool.draw(self.teacher, self.student.prepare(batch)) if stored is None else stored
 
     def loss(self, batch: Batch) -> Terms:
         """Distance of the student's own sample to the teacher's from the same noise."""

@@ -19,7 +19,7 @@ from fewstep.guidance.schedules import Scale, weight
 class CFGRule(Rule):
     """u + cfg (c - u). 2 NFE per step; 1 where cfg is 1, the conditional model."""
 
-    cfg: Scale
+    cfg: Scale | Tensor
 
     def begin(self) -> Mix:
         return self.mix
@@ -53,8 +53,8 @@ class CFG(Guide):
 
 
 class Guided(Mixed):
-    """Two bound denoisers mixed: u + cfg (c - u)."""
+    """Two bound denoisers mixed: u + cfg (c - u); cfg a number, a schedule, or one number per sample (B,)."""
 
-    def __init__(self, conditional: Denoise, unconditional: Denoise, cfg: Scale) -> None:
+    def __init__(self, conditional: Denoise, unconditional: Denoise, cfg: Scale | Tensor) -> None:
         super().__init__((conditional, unconditional), CFGRule(cfg))
         self.conditional, self.unconditional, self.cfg = conditional, unconditional, cfg

@@ -40,9 +40,9 @@ class Schedule(ABC):
 Scale = float | Schedule
 
 
-def weight(cfg: Scale, t: float | Tensor, x: Tensor) -> float | Tensor:
-    """cfg at time t beside x: (B, ...): a number, or (B, 1, ..., 1)."""
-    return per_sample(cfg(t), x) if isinstance(cfg, Schedule) else cfg
+def weight(cfg: Scale | Tensor, t: float | Tensor, x: Tensor) -> float | Tensor:
+    """cfg (also one per sample, (B,)) at time t beside x: (B, ...): a number, or (B, 1, ..., 1)."""
+    return per_sample(cfg(t) if isinstance(cfg, Schedule) else cfg, x)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from fewstep.artifacts import describe
-from fewstep.distill.guidance import TeacherGuidance
 from fewstep.generator import Generator, Prepared
 from fewstep.pairs.folder import PairsError
 from fewstep.sampling import Callback, sample
@@ -150,9 +149,16 @@ class Teacher:
             return None, model.generate(noise, cond, y, self.job.steps, generator=generator)
         path = model.denoiser.path
         start, keep = path.start(noise, y), _Keep(self.kept)
-        w = torch.full((len(noise),), self.job.cfg, device=noise.device)
-        denoise = TeacherGuidance(self.job.cfg, self.job.cfg).teacher(model, cond, y, w)
-        end = sample(denoise, start, path, self.solver, self.grid, y, generator, [keep] if self.kept else [])
+        end = sample(
+            model.bind(cond, y, self.job.cfg),
+            start,
+            path,
+            self.solver,
+            self.grid,
+            y,
+            generator,
+            [keep] if self.kept else [],
+        )
         states = [start, *keep.states] if 0 in self.kept else keep.states
         return torch.stack(states, 1) if states else None, end
 

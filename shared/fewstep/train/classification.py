@@ -21,7 +21,7 @@ class Classification(Shell):
         student: nn.Module,
         iterations: int,
         noise: float = 0.2,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         grad_clip: float = 1.0,
         seed: int = 0,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.generator import Generator
+from fewstep.null_conditions import drop_conditions
 from fewstep.times import TimeSampler, UniformTimes
 from fewstep.train.shell import Batch, Shell, Terms
 
@@ -53,15 +54,9 @@ class Denoising(Shell):
     def loss(self, batch: Batch) -> Terms:
         """Denoising regression at times drawn by `times`."""
         x0, cond, y = self.student.prepare(batch)
-        cond = self._dropped(cond, x0) if self.drop else cond
+        cond, _ = drop_conditions(self.student, cond, x0, self.drop)
         t = self.times(len(x0), self.student.denoiser.path).to(x0.device)
         return {"denoising": denoising_loss(self.student.denoiser, x0, torch.randn_like(x0), t, cond, y).mean()}
-
-    def _dropped(self, cond: Cond, x0: Tensor) -> Cond:
-        """The conditions with a random share replaced by those of the unconditional branch."""
-        without = self.student.unconditional(cond)
-        gone = torch.rand(len(x0), device=x0.device) < self.drop
-        return {k: torch.where(gone.reshape(-1, *[1] * (v.ndim - 1)), without[k], v) for k, v in cond.items()}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The denoising loss on held-out data, and the domain's own figures of the model's samples."""

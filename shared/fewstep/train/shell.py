@@ -60,7 +60,8 @@ class Shell(L.LightningModule, ABC):
     Args:
         student: the network (or denoiser, or generator) that is trained, averaged and saved.
         iterations: batches to train on; training stops there.
-        optimizer: parameters -> optimizer.
+        optimizer: parameters -> optimizer; AdamW where not given. (With a class as the default, recipes that name another one would
+            inherit its weight decay.)
         schedule: factor on its learning rate at each iteration.
         grad_clip: largest gradient norm.
         seed: run seed of the per-iteration randomness.
@@ -73,7 +74,7 @@ class Shell(L.LightningModule, ABC):
         self,
         student: nn.Module,
         iterations: int,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         grad_clip: float = 1.0,
         seed: int = 0,
@@ -84,7 +85,7 @@ class Shell(L.LightningModule, ABC):
         if iterations < 1 or accumulate < 1:
             raise ValueError(f"iterations and accumulate must be at least 1, not {iterations} and {accumulate}")
         self.accumulate = accumulate
-        self.student, self.iterations, self.optimizer = student, iterations, optimizer
+        self.student, self.iterations, self.optimizer = student, iterations, optimizer or torch.optim.AdamW
         self.schedule, self.grad_clip, self.seed = schedule or Constant(), grad_clip, seed
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.done = 0  # the buffer as a plain integer

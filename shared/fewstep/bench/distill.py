@@ -1,0 +1,191 @@
+"""`fewstep bench distill`: every distillation method on every world, three seeds; one row each.
+
+A method is its recipe. It is trained after the recipes whose artifacts it reads (its teachers), with one seed for all of them, in
+DIR/<world>/<seed>/<recipe>. Finished rows lie there as row.json and are not made again, so that an interrupted bench goes on, and
+several processes share the work (`--part 0/2`, `--part 1/2`).
+
+distance: of samples at 1, 2, 4 steps (and the method's own number of them) to fresh real samples; teacher: root mean square distance
+to the teacher's sample from the same noise; agreement with guidance: against the guided teacher.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from fewstep import recipes
+from fewstep.bench.distill_worlds import WORLDS, World
+from fewstep.bench.timing import machine, write
+from fewstep.generator import Generator, pretrained
+
+STEPS = (1, 2, 4)
+
+
+def plan(world: World) -> dict[str, list[str]]:
+    """Recipe -> the recipes that it needs trained before it, teachers first."""
+    files = {
+        n: recipes.folder() / f"{n}.yaml" for n in recipes.available() if n.startswith(f"{world.folder}/{world.prefix}")
+    }
+    return {Path(n).name: re.findall(r"runs/(\w+)/last", f.read_text()) for n, f in files.items()}
+
+
+def methods(world: World) -> list[str]:
+    """The recipes that distil: those that read a teacher."""
+    return [name for name, needed in plan(world).items() if needed]
+
+
+def root(name: str, needed: Mapping[str, list[str]]) -> str:
+    """The teacher at the end of the chain."""
+    return root(needed[name][0], needed) if needed.get(name) else name
+
+
+def trained(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]:
+    """Train a recipe, and before it what it needs; returns what the training took. Folders that are there are taken as they are."""
+    place = folder / world.name / str(seed) / name
+    done = place / "training.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    from fewstep.train.fit import instantiate
+
+    for teacher in plan(world)[name]:
+        trained(teacher, world, seed, folder)
+    recipe = world.moved(yaml.safe_load((recipes.folder() / world.folder / f"{name}.yaml").read_text()))
+    text = yaml.safe_dump(recipe).replace("runs/", f"{place.parent}/")
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "recipe.yaml").write_text(text)
+    seeds = [f"--seed_everything={seed}", f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
+    run = instantiate(place / "recipe.yaml", [*seeds, "--trainer.logger=false"])
+    start = time.process_time()
+    run.trainer.fit(run.model, run.datamodule)
+    spent = {"iterations": run.model.iterations, "cpu_seconds": round(time.process_time() - start, 1)}
+    spent["ms_per_iteration"] = round(1000 * spent["cpu_seconds"] / spent["iterations"], 2)
+    done.write_text(json.dumps(spent))
+    return spent
+
+
+@torch.no_grad()
+def generated(model: Generator, batch: Mapping[str, Tensor], noise: Tensor, steps: int, cfg: float = 1.0) -> Tensor:
+    """Samples from this noise with the conditions of a batch."""
+    _, cond, y = model.prepare(batch)
+    torch.manual_seed(0)  # stochastic samplers draw more
+    if cfg == 1.0:
+        return model.generate(noise, cond, y, steps=steps)
+    from fewstep.sampling import sample
+
+    path = model.denoiser.path
+    return sample(model.bind(cond, y, cfg), path.start(noise, y), path, model.solver, model.grid(path, steps), y)
+
+
+def guidance_of(recipe: Mapping[str, Any]) -> float:
+    """The teacher's guidance in a recipe; the middle where a range is drawn from."""
+    args = recipe["model"]["init_args"].get("guidance", {}).get("init_args", {})
+    return (args.get("low", 1.0) + args.get("high", 1.0)) / 2
+
+
+def measured(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]:
+    """The row of one method, trained where it is not yet."""
+    place = folder / world.name / str(seed) / name
+    row = place / "row.json"
+    if row.is_file():
+        return json.loads(row.read_text())
+    spent = trained(name, world, seed, folder)
+    teacher_name = root(name, plan(world))
+    trained(teacher_name, world, seed, folder)
+    student, teacher = (pretrained(str(place.parent / n / "last")) for n in (name, teacher_name))
+    cfg = guidance_of(yaml.safe_load((place / "recipe.yaml").read_text()))
+    g = torch.Generator().manual_seed(1000 + seed)
+    real, batch = world.data(g), world.data(g)
+    noise = torch.randn(batch["x0"].shape, generator=g)
+    target = generated(teacher, batch, noise, teacher.steps, cfg)
+    # Against what the teacher aims at: the data, or under guidance its own samples from other noise.
+    aim = real["x0"]
+    if cfg != 1.0:
+        aim = generated(teacher, real, torch.randn(aim.shape, generator=g), teacher.steps, cfg)
+    result = {
+        "world": world.name,
+        "method": name.removeprefix(world.prefix),
+        "seed": seed,
+        **spent,
+        "own_steps": student.steps,
+        "guidance": cfg,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "at": {str(n): figures for n, figures in at_steps(student, batch, noise, target, aim, world)},
+        "teacher": world.scores(target, batch["label"], aim),
+        "undistilled": {str(n): figures for n, figures in at_steps(teacher, batch, noise, target, aim, world, cfg)},
+        "samples": len(aim),
+    }
+    row.write_text(json.dumps(result, indent=2))
+    return result
+
+
+def at_steps(
+    model: Generator,
+    batch: Mapping[str, Tensor],
+    noise: Tensor,
+    target: Tensor,
+    aim: Tensor,
+    world: World,
+    cfg: float = 1.0,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """(steps, figures) at every number of steps that the generator's grid allows."""
+    for n in sorted({*STEPS, model.steps} if cfg == 1.0 else STEPS):
+        try:
+            x = generated(model, batch, noise, n, cfg)
+        except ValueError:  # a fixed number of steps
+            continue
+        yield n, {**world.scores(x, batch["label"], aim), "to_teacher": (x - target).square().mean().sqrt().item()}
+
+
+def floors(world: World, seeds: Sequence[int]) -> dict[str, float]:
+    """Real samples against real samples, medians over the seeds."""
+    found = []
+    for seed in seeds:
+        g = torch.Generator().manual_seed(2000 + seed)
+        one, other = world.data(g), world.data(g)
+        if torch.equal(one["x0"], other["x0"]):  # a finite set: its halves
+            one, other = (
+                {k: v[part] for k, v in one.items()} for part in torch.randperm(len(one["x0"]), generator=g).chunk(2)
+            )
+        found.append(world.scores(one["x0"], one["label"], other["x0"]))
+    return {k: median(f[k] for f in found) for k in found[0]}
+
+
+def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
+    """Make what is missing of the rows asked for, and write all of them."""
+    parser = argparse.ArgumentParser(prog="python -m fewstep.bench.distill", description=__doc__)
+    parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="such as kd; all where not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench_distill"), metavar="DIR")
+    parser.add_argument(
+        "--part", default="0/1", metavar="I/N", help="make only every N-th of the methods, from the I-th on"
+    )
+    parser.add_argument("--out", metavar="FILE", default=out)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(threads)
+    part, parts = (int(v) for v in args.part.split("/"))
+    rows: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for world in (WORLDS[name]() for name in args.world):
+            chosen = [m for m in methods(world) if args.methods is None or m.removeprefix(world.prefix) in args.methods]
+            for name in chosen[part::parts]:
+                row = measured(name, world, seed, args.folder)
+                rows.append(row)
+                own = row["at"][str(row["own_steps"])]
+                sys.stderr.write(f"{world.name} {row['method']} seed {seed}: {own} in {row['cpu_seconds']} s\n")
+    table = {w: {"floor": floors(WORLDS[w](), args.seeds)} for w in args.world}
+    write({"bench": "distill", **machine(), "floors": table, "rows": rows}, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(argv=sys.argv[1:]))

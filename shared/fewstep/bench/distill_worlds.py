@@ -1,0 +1,131 @@
+"""Where `fewstep bench distill` measures methods: how a recipe is moved there, and what its samples are worth there.
+
+A recipe of the ring runs unchanged on the correlated mixture once its data and the widths of its networks are replaced; digits have
+recipes of their own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.metrics import frechet_distance, sliced_wasserstein
+from fewstep.paths import RectifiedFlow
+from fewstep.toy import Mixture, correlated, ring
+
+
+class World(ABC):
+    """name: of the world; folder: of its recipes; prefix: of their names, such as "ring_" of ring_kd."""
+
+    name: str
+    folder: str
+    prefix: str
+    teacher: str
+    samples: int
+    # What the distance is called.
+    distance: str
+
+    def moved(self, recipe: Any) -> Any:
+        """The recipe on this world."""
+        return recipe
+
+    @abstractmethod
+    def data(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Real samples, a batch of `samples`."""
+
+    @abstractmethod
+    def scores(self, x: Tensor, label: Tensor, real: Tensor) -> dict[str, float]:
+        """`distance` to real samples and further figures of samples x that were asked for with labels."""
+
+
+class MixtureWorld(World):
+    """A mixture: sliced Wasserstein distance, modes covered, and the share of samples near one.
+
+    modes: components that a quarter of their fair share of samples lies near; near: |x - mu|^2 <= 4.5 tr C, three standard
+    deviations in the plane; tv: total variation of the histogram over the nearest components against a uniform one.
+    """
+
+    folder, prefix, teacher, samples, distance = "toy", "ring_", "ring_flow", 20000, "sliced_wasserstein"
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+
+    def data(self, generator: torch.Generator) -> dict[str, Tensor]:
+        x0, label = self.mixture.draw_labelled(self.samples, generator)
+        return {"x0": x0.float(), "label": label}
+
+    def scores(self, x: Tensor, label: Tensor, real: Tensor) -> dict[str, float]:
+        m, x = self.mixture, x.double()
+        square = torch.cdist(x, m.means).square()
+        nearest = square.argmin(1)
+        near = square.gather(1, nearest[:, None])[:, 0] <= 4.5 * m.ev.sum(1)[nearest]
+        k = len(m.means)
+        counts = torch.bincount(nearest[near], minlength=k) / len(x)
+        share = torch.bincount(nearest, minlength=k) / len(x)
+        return {
+            "sliced_wasserstein": sliced_wasserstein(x, real, generator=torch.Generator().manual_seed(0)).item(),
+            "modes": int((counts >= 0.25 / k).sum()),
+            "near": near.double().mean().item(),
+            "tv": 0.5 * (share - 1 / k).abs().sum().item(),
+        }
+
+
+class Ring(MixtureWorld):
+    """The ring of eight Gaussians of the toy recipes."""
+
+    name = "ring"
+
+    def __init__(self) -> None:
+        super().__init__(ring(RectifiedFlow(), std=0.2))
+
+
+class Correlated(MixtureWorld):
+    """Ten correlated Gaussians in 64 dimensions, by the ring's recipes with networks of twice the width."""
+
+    name = "mixture64"
+
+    def __init__(self) -> None:
+        super().__init__(correlated(RectifiedFlow()))
+
+    def moved(self, recipe: Any) -> Any:
+        if isinstance(recipe, list):
+            return [self.moved(v) for v in recipe]
+        if not isinstance(recipe, Mapping):
+            return recipe
+        kind, args = recipe.get("class_path"), dict(recipe.get("init_args", {}))
+        if kind == "fewstep.toy_data.RingData":
+            args.pop("std")
+            return {"class_path": "fewstep.toy_data.CorrelatedData", "init_args": args}
+        if kind in ("fewstep.nets.MLP", "fewstep.nets.negative_branch.LabelBranch"):
+            wide = {"hidden": 2 * args.get("hidden", 128)} if kind == "fewstep.nets.MLP" else {}
+            classes = {"classes": 10} if "classes" in args else {}
+            return {**recipe, "init_args": {**args, **wide, **classes, "dim": 64}}
+        own = {"shape": [64], "sigma_data": 1.12}
+        return {k: own.get(k, self.moved(v)) for k, v in recipe.items()}
+
+
+class DigitsWorld(World):
+    """Handwritten digits by the labels: Frechet distance in the features of the shipped classifier, and its accuracy."""
+
+    name, folder, prefix, teacher, samples, distance = "digits", "digits", "digits_", "digits_teacher", 1500, "frechet"
+
+    def data(self, generator: torch.Generator) -> dict[str, Tensor]:
+        from fewstep.digits import digits, division
+
+        train = division()[0]
+        return {name: v[train] for name, v in zip(("x0", "label"), digits(), strict=True)}
+
+    def scores(self, x: Tensor, label: Tensor, real: Tensor) -> dict[str, float]:
+        from fewstep.digits_judge import classifier, digits_features
+
+        features = digits_features(x.clamp(-1, 1))
+        seen = classifier().last(features).argmax(1)
+        return {
+            "frechet": frechet_distance(features, digits_features(real)).item(),
+            "accuracy": (seen == label).double().mean().item(),
+        }
+
+
+WORLDS: dict[str, type[World]] = {w.name: w for w in (Ring, Correlated, DigitsWorld)}

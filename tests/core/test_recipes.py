@@ -1,0 +1,192 @@
+"""Every shipped recipe: it trains, says what it is, and resumes bit for bit after SIGKILL."""
+
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from fewstep import recipes
+from fewstep.artifacts import load, read_config
+from fewstep.cli import main
+from fewstep.generator import Generator
+from fewstep.train.fit import instantiate
+
+ALL = sorted(recipes.available())
+TEXT = {name: recipes.find(name).read_text() for name in ALL}
+RUNS = {re.search(r"default_root_dir: (runs/\w+)", TEXT[name]).group(1): name for name in ALL}
+# The recipes whose runs a recipe reads.
+NEEDS = {name: sorted({RUNS[run] for run in re.findall(r"source: (runs/\w+)/", TEXT[name])}) for name in ALL}
+SMALL = ["denoiser.init_args.net.init_args.width=8", "denoiser.init_args.net.init_args.blocks=1", "steps=2"]
+
+
+def options(name, folder):
+    """Two iterations of a recipe on something small."""
+    given = ["--model.init_args.iterations=2", "--data.init_args.batch_size=4", "--trainer.accelerator=cpu"]
+    given += ["--trainer.val_check_interval=1"]
+    if name.startswith("restoration"):
+        given += [f"--data.init_args.folder={folder / 'pictures'}", "--data.init_args.crop=16"]
+        if not NEEDS[name]:
+            given += [f"--model.init_args.student.init_args.{v}" for v in SMALL]
+    if name == "digits/digits_teacher":
+        given += ["--model.init_args.student.init_args.steps=2"]
+    return given
+
+
+def steps_of(name, given):
+    """How many steps the model of a recipe samples in: its own, those of the student that it describes, or one."""
+    last = [v.partition("=")[2] for v in given if ".steps=" in v]
+    own = yaml.safe_load(TEXT[name])["model"]["init_args"]
+    student = own["student"].get("init_args", {}) if isinstance(own.get("student"), dict) else {}
+    return int(last[-1]) if last else own.get("steps") or student.get("steps", 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """name -> the folder in which it has been trained, after the recipes that it needs, and whether its student changed."""
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (32, 24, 3), dtype=np.uint8)).save(folder / f"pictures/{i}.png")
+    changed = {}
+
+    def trained(name):
+        if name not in changed:
+            for other in NEEDS[name]:
+                trained(other)
+            if name == "digits/digits_kd":
+                pairs = ["pairs", "runs/digits_teacher/last", "-n", "264", "--steps", "2", "--out", "runs/digits_pairs"]
+                with pytest.raises(SystemExit, match="^0$"):
+                    main(pairs)
+            cli = instantiate(recipes.find(name), options(name, folder))
+            before = {k: v.clone() for k, v in cli.model.student.state_dict().items()}
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+            changed[name] = any(not torch.equal(v, before[k]) for k, v in cli.model.student.state_dict().items())
+        return folder / "runs" / name.split("/")[1], changed[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # recipes name folders relative to it
+        trained.folder = folder
+        yield trained
+
+
+def test_there_are_recipes_for_teachers_and_students():
+    assert sum(map(bool, NEEDS.values())) >= 20
+    assert not all(NEEDS.values())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_trains(run, name):
+    where, changed = run(name)
+    assert changed
+    assert {"best", "last", "last.ckpt"} <= {p.name for p in where.iterdir()}
+    facts = read_config(where / "last")["provenance"]
+    assert facts["iteration"] == 2
+    assert facts["averaged"]
+    model = load(where / "last")
+    assert all(v.isfinite().all() for v in model.parameters())
+    if name != "digits/digits_classifier":
+        assert isinstance(model, Generator)
+        assert model.steps == steps_of(name, options(name, where))
+    monitored = re.search(r"monitor: (\S+?)[,}]", TEXT[name]).group(1)
+    assert math.isfinite(read_config(where / "best")["provenance"]["scores"][monitored])
+    assert list(where.rglob("metrics.csv")), "the recipe's own log"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_says_what_it_is_and_has_no_setting_of_its_own_twice(name):
+    text = TEXT[name]
+    assert text.startswith("# ")
+    assert re.search(r"minutes?\b", text.partition("\n")[0]), "how long it takes"
+    folders = set(re.findall(r"(?:default_root_dir|save_dir): (\S+?)[}\s]", text))
+    assert folders == {f"runs/{name.split('/')[1]}"}
+
+
+# --- killed and resumed ------------------------------------------------------------------------------------------
+
+ITERATIONS = 40
+# Every 7 iterations: no whole number of passes over the data, of stages or of validations ends at most checkpoints.
+CALLBACKS = """[{class_path: fewstep.train.ema.EMA, init_args: {decay: 0.99}},
+                {class_path: fewstep.train.checkpoints.Checkpoints, init_args: {every: 7}}]"""
+
+
+@pytest.fixture(scope="module")
+def fork():
+    """arguments of `fewstep fit` -> process id of a run with them; from a process that has imported all of it and never trained."""
+    command = [sys.executable, str(Path(__file__).with_name("fork_worker.py"))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as worker:
+
+        def started(*args):
+            worker.stdin.write("\0".join([os.getcwd(), *args]).replace("\n", " ") + "\n")
+            worker.stdin.flush()
+            return int(worker.stdout.readline())
+
+        yield started
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_killed_run_resumes_bit_for_bit(run, fork, tmp_path, name):
+    run(name)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    recipe = [
+        f"--config={recipes.find(name)}",
+        *options(name, run.folder),
+        f"--model.init_args.iterations={ITERATIONS}",
+    ]
+    recipe += ["--trainer.logger=false", "--trainer.val_check_interval=25", f"--trainer.callbacks={CALLBACKS}"]
+
+    def fit(folder, *more):
+        given = ["fit", *recipe, f"--trainer.default_root_dir={folder}", *more]
+        with pytest.raises(SystemExit, match="^0$"):
+            main(given)
+
+    fit(whole)
+    checkpoint = broken / "last.ckpt"
+    process = fork("fit", *recipe, f"--trainer.default_root_dir={broken}")
+    until = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert time.monotonic() < until, "no checkpoint within two minutes"
+        time.sleep(0.001)
+    time.sleep(random.random() * 0.02)
+    os.kill(process, signal.SIGKILL)
+    reached = torch.load(checkpoint, weights_only=True)["state_dict"]["iteration"].item()
+    assert 0 < reached < ITERATIONS
+    assert not (broken / "last").exists()
+    fit(broken, f"--ckpt_path={checkpoint}")
+
+    a, b = (torch.load(where / "last.ckpt", weights_only=True) for where in (whole, broken))
+    average = next(k for k in a["callbacks"] if k.startswith("EMA"))
+    for part in ("state_dict", "optimizer_states"):
+        compare(a[part], b[part])
+    compare(a["callbacks"][average], b["callbacks"][average])
+    one, two = ((where / "last" / "model.safetensors").read_bytes() for where in (whole, broken))
+    assert one == two
+
+
+def compare(a, b):
+    a, b = tensors(a), tensors(b)
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key], key
+
+
+def tensors(tree, at=""):
+    """Every leaf of a checkpoint by its place."""
+    if isinstance(tree, dict):
+        return {k: v for key, sub in tree.items() for k, v in tensors(sub, f"{at}/{key}").items()}
+    if isinstance(tree, list | tuple):
+        return {k: v for i, sub in enumerate(tree) for k, v in tensors(sub, f"{at}/{i}").items()}
+    return {at: tree}

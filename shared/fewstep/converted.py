@@ -15,7 +15,6 @@ carries them. In forward mode the trained path must write its own `rates`.
 
 import copy
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,8 +25,6 @@ from fewstep.grids import Grid
 from fewstep.paths import Coeffs, Path
 from fewstep.paths.base import nearest_time
 from fewstep.prediction import Affine, Prediction, Row
-
-G = TypeVar("G", bound=Generator)
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Converted(Prediction):
         return torch.where(newton.isfinite() & (t > path.t_min) & (t < path.t_max), t + newton, t)
 
 
-def on_path(generator: G, path: Path, grid: Grid | None = None) -> G:
+def on_path(generator: Generator, path: Path, grid: Grid | None = None) -> Generator:
     """A copy of a generator, front end and all, that samples and trains on another path; `grid`: of that path.
 
     For recipes: `teacher: {class_path: fewstep.converted.on_path, init_args: {generator: ..., path:

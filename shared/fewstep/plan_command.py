@@ -15,12 +15,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     import json
+    import os
     from dataclasses import asdict
     from pathlib import Path
 
     from rich.console import Console
     from rich.table import Table
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which plans use, tells of its start and end
     from fewstep.train.fit import check_recipe
     from fewstep.train.plan import plan
 

@@ -742,9 +742,13 @@ class ExactBranch(nn.Module):
         return self.gain * (w[:, None].double() - 1) * (out - self.net[0](x, t, label).detach())
 
 
+def label_branch(hidden, depth):
+    return LabelBranch(MLP(2, hidden, depth, scalars={"w": 10.0}, classes=3))
+
+
 def test_a_new_branch_changes_nothing():
     net, x, t, label = small().denoiser.net, normal(6, 2), uniform(6), torch.arange(6) % 3
-    wide = NegativeBranch(net, LabelBranch(2, 3, 16, 2).double())
+    wide = NegativeBranch(net, label_branch(16, 2).double())
     w, negative = uniform(6, low=1.0, high=5.0), (label + 1) % 3
     assert torch.equal(wide(x, t, w, label=label, negative_label=negative), net(x, t, label=label))
     assert wide.classes == 3
@@ -752,7 +756,7 @@ def test_a_new_branch_changes_nothing():
 
 
 def test_the_answer_of_the_network_enters_the_branch_linearly():
-    branch, (x, a, b) = scrambled(LabelBranch(2, 3, 8, 2).double()), normal(3, 5, 2)
+    branch, (x, a, b) = scrambled(label_branch(8, 2).double()), normal(3, 5, 2)
     rest = (uniform(5, low=1.0, high=5.0), torch.arange(5) % 4)
     of = lambda out: branch(x, uniform(5), out, *rest)
     torch.testing.assert_close(of(a + 2 * b) - of(b * 0), of(a) - of(b * 0) + 2 * (of(b) - of(b * 0)))
@@ -775,7 +779,7 @@ def test_the_exact_branch_is_a_zero_of_both_losses():
 def test_the_balance_of_the_two_losses():
     losses = []
     for weights in ({}, {"offset": 3.0, "multi": 0.5}):
-        model = SpeedUpNet(small(), 1, LabelBranch(2, 3, 8, 1).double(), **weights)
+        model = SpeedUpNet(small(), 1, label_branch(8, 1).double(), **weights)
         torch.manual_seed(5)
         losses.append(model.loss(labelled(24)))
     torch.testing.assert_close(losses[1]["offset"], 3 * losses[0]["offset"])
@@ -846,7 +850,7 @@ def test_the_teacher_is_guided_away_from_the_negatives():
 
 
 def test_only_the_branch_is_trained_and_it_fits_other_networks():
-    model = SpeedUpNet(small(), 9, LabelBranch(2, 3, 16, 2).double())
+    model = SpeedUpNet(small(), 9, label_branch(16, 2).double())
     wide, batch = model.student.denoiser.net, labelled(12)
     base = digest(small().denoiser.net.parameters())
     assert wide.net is model.teacher.denoiser.net
@@ -871,7 +875,7 @@ def test_only_the_branch_is_trained_and_it_fits_other_networks():
 
 def test_a_branch_travels_with_its_network(tmp_path):
     student = small(dtype=torch.float32)
-    branch = scrambled(LabelBranch(2, 3, 8, 1))
+    branch = scrambled(label_branch(8, 1))
     student.denoiser = Denoiser(NegativeBranch(student.denoiser.net, branch), FLOW, U(), {"w": 2.0})
     save(student, tmp_path / "artifact")
     noise, cond = torch.randn(4, 2), {"label": torch.arange(4), "negative_label": torch.zeros(4, dtype=torch.long)}
@@ -881,7 +885,7 @@ def test_a_branch_travels_with_its_network(tmp_path):
 def test_what_is_trained_is_the_adapters_where_there_are_any():
     plain = trainable(small().requires_grad_(False))
     assert all(p.requires_grad for p in plain.parameters())
-    wide = trainable(NegativeBranch(small().denoiser.net, LabelBranch(2, 3, 8, 1)).requires_grad_(True))
+    wide = trainable(NegativeBranch(small().denoiser.net, label_branch(8, 1)).requires_grad_(True))
     assert not any(p.requires_grad for p in wide.net.parameters())
     assert all(p.requires_grad for p in wide.branch.parameters())
 

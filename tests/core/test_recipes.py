@@ -38,6 +38,8 @@ def options(name, folder):
         given += [f"--data.init_args.folder={folder / 'pictures'}", "--data.init_args.crop=16"]
         if not NEEDS[name]:
             given += [f"--model.init_args.student.init_args.{v}" for v in SMALL]
+    if "fewstep.digits.Digits" in TEXT[name]:
+        given += ["--data.init_args.held_out=16"]
     if name == "digits/digits_teacher":
         given += ["--model.init_args.student.init_args.steps=2"]
     return given

@@ -4,8 +4,9 @@ A method is its recipe. It is trained after the recipes whose artifacts it reads
 DIR/<world>/<seed>/<recipe>. Finished rows lie there as row.json and are not made again, so that an interrupted bench goes on, and
 several processes share the work (`--part 0/2`, `--part 1/2`).
 
-distance: of samples at 1, 2, 4 steps (and the method's own number of them) to fresh real samples; teacher: root mean square distance
-to the teacher's sample from the same noise; agreement with guidance: against the guided teacher.
+Figures at 1, 2, 4 steps and the method's own number of them: the world's distance to fresh real samples (under guidance: to samples of
+the guided teacher from other noise), and to_teacher, the root mean square distance to the teacher's sample from the same noise. Rows of
+the teachers themselves say what undistilled models do.
 """
 
 import argparse
@@ -38,9 +39,9 @@ def plan(world: World) -> dict[str, list[str]]:
     return {Path(n).name: re.findall(r"runs/(\w+)/last", f.read_text()) for n, f in files.items()}
 
 
-def methods(world: World) -> list[str]:
-    """The recipes that distil: those that read a teacher."""
-    return [name for name, needed in plan(world).items() if needed]
+def entries(needed: Mapping[str, list[str]]) -> list[str]:
+    """The teachers at the ends of the chains, and all that is distilled from them."""
+    return [*sorted({root(n, needed) for n in needed if needed[n]}), *(n for n in needed if needed[n])]
 
 
 def root(name: str, needed: Mapping[str, list[str]]) -> str:
@@ -98,9 +99,7 @@ def measured(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]
     if row.is_file():
         return json.loads(row.read_text())
     spent = trained(name, world, seed, folder)
-    teacher_name = root(name, plan(world))
-    trained(teacher_name, world, seed, folder)
-    student, teacher = (pretrained(str(place.parent / n / "last")) for n in (name, teacher_name))
+    student, teacher = (pretrained(str(place.parent / n / "last")) for n in (name, root(name, plan(world))))
     cfg = guidance_of(yaml.safe_load((place / "recipe.yaml").read_text()))
     g = torch.Generator().manual_seed(1000 + seed)
     real, batch = world.data(g), world.data(g)
@@ -119,8 +118,6 @@ def measured(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]
         "guidance": cfg,
         "parameters": sum(p.numel() for p in student.parameters()),
         "at": {str(n): figures for n, figures in at_steps(student, batch, noise, target, aim, world)},
-        "teacher": world.scores(target, batch["label"], aim),
-        "undistilled": {str(n): figures for n, figures in at_steps(teacher, batch, noise, target, aim, world, cfg)},
         "samples": len(aim),
     }
     row.write_text(json.dumps(result, indent=2))
@@ -128,18 +125,12 @@ def measured(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]
 
 
 def at_steps(
-    model: Generator,
-    batch: Mapping[str, Tensor],
-    noise: Tensor,
-    target: Tensor,
-    aim: Tensor,
-    world: World,
-    cfg: float = 1.0,
+    model: Generator, batch: Mapping[str, Tensor], noise: Tensor, target: Tensor, aim: Tensor, world: World
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """(steps, figures) at every number of steps that the generator's grid allows."""
-    for n in sorted({*STEPS, model.steps} if cfg == 1.0 else STEPS):
+    for n in sorted({*STEPS, model.steps}):
         try:
-            x = generated(model, batch, noise, n, cfg)
+            x = generated(model, batch, noise, n)
         except ValueError:  # a fixed number of steps
             continue
         yield n, {**world.scores(x, batch["label"], aim), "to_teacher": (x - target).square().mean().sqrt().item()}
@@ -176,7 +167,9 @@ def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> 
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         for world in (WORLDS[name]() for name in args.world):
-            chosen = [m for m in methods(world) if args.methods is None or m.removeprefix(world.prefix) in args.methods]
+            chosen = [
+                m for m in entries(plan(world)) if args.methods is None or m.removeprefix(world.prefix) in args.methods
+            ]
             for name in chosen[part::parts]:
                 row = measured(name, world, seed, args.folder)
                 rows.append(row)

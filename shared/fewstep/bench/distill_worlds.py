@@ -22,7 +22,6 @@ class World(ABC):
     name: str
     folder: str
     prefix: str
-    teacher: str
     samples: int
     # What the distance is called.
     distance: str
@@ -47,7 +46,7 @@ class MixtureWorld(World):
     deviations in the plane; tv: total variation of the histogram over the nearest components against a uniform one.
     """
 
-    folder, prefix, teacher, samples, distance = "toy", "ring_", "ring_flow", 20000, "sliced_wasserstein"
+    folder, prefix, samples, distance = "toy", "ring_", 20000, "sliced_wasserstein"
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
@@ -98,10 +97,9 @@ class Correlated(MixtureWorld):
         if kind == "fewstep.toy_data.RingData":
             args.pop("std")
             return {"class_path": "fewstep.toy_data.CorrelatedData", "init_args": args}
-        if kind in ("fewstep.nets.MLP", "fewstep.nets.negative_branch.LabelBranch"):
-            wide = {"hidden": 2 * args.get("hidden", 128)} if kind == "fewstep.nets.MLP" else {}
+        if kind == "fewstep.nets.MLP":
             classes = {"classes": 10} if "classes" in args else {}
-            return {**recipe, "init_args": {**args, **wide, **classes, "dim": 64}}
+            return {**recipe, "init_args": {**args, **classes, "dim": 64, "hidden": 2 * args.get("hidden", 128)}}
         own = {"shape": [64], "sigma_data": 1.12}
         return {k: own.get(k, self.moved(v)) for k, v in recipe.items()}
 
@@ -109,7 +107,7 @@ class Correlated(MixtureWorld):
 class DigitsWorld(World):
     """Handwritten digits by the labels: Frechet distance in the features of the shipped classifier, and its accuracy."""
 
-    name, folder, prefix, teacher, samples, distance = "digits", "digits", "digits_", "digits_teacher", 1500, "frechet"
+    name, folder, prefix, samples, distance = "digits", "digits", "digits_", 1500, "frechet"
 
     def data(self, generator: torch.Generator) -> dict[str, Tensor]:
         from fewstep.digits import digits, division

@@ -8,6 +8,7 @@ networks of the same kind (fine-tunes of the same base).
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -49,42 +50,34 @@ class NegativeBranch(Adapter):
 
 
 class LabelBranch(nn.Module):
-    """The branch of an `MLP` of classes, 0 at the start: k(t, w) out + h(x, t, w, negative label).
+    """The branch of a network of classes, 0 at the start: k(t, w) out + net(x, t, negative label, w).
 
-    The network's answer enters linearly, as in guidance, and nothing else knows the positive label, so that what is
-    learnt
-    from some pairs of labels goes over to others.
+    The network's answer enters linearly, as in guidance, and nothing else knows the positive label, so that what is learnt from some
+    pairs of labels goes over to others.
 
     Args:
-        dim, hidden, depth, time_scale, classes: as of the network; w_scale: of w in its embedding.
+        net: net(x, t, label, w) -> shape of out, such as an `MLP` or `UNet` of these classes with the scalar condition "w" (scale 10);
+            its last layer, which is set to 0, is called `last`.
+    Raises:
+        ValueError: networks without classes, or without the condition "w".
     """
 
-    def __init__(
-        self,
-        dim: int = 2,
-        classes: int = 8,
-        hidden: int = 128,
-        depth: int = 3,
-        time_scale: float = 100.0,
-        w_scale: float = 10.0,
-    ) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.dim, self.classes, self.hidden, self.depth = dim, classes, hidden, depth
-        self.time_scale, self.w_scale = time_scale, w_scale
-        self.time = Embeddings(64, hidden, time_scale, {"w": w_scale})
-        self.label = nn.Embedding(classes + 1, hidden)
-        self.first = nn.Linear(dim, hidden)
-        self.rest = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
-        self.own, self.last = nn.Linear(hidden, dim), nn.Linear(hidden, dim)
-        for layer in (self.own, self.last):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.net, scalars, classes = net, getattr(net, "scalars", {}), int(getattr(net, "classes", 0))
+        if classes < 1 or "w" not in scalars:
+            raise ValueError(
+                f"LabelBranch needs a network with classes and the scalar condition w, this has {classes} and {list(scalars)}"
+            )
+        self.classes, last = classes, cast(nn.Module, net.last)
+        self.time = Embeddings(64, 64, cast(float, net.time_scale), {"w": scalars["w"]})
+        self.own = nn.Linear(64, len(cast(Tensor, last.weight)))
+        for layer in (self.own, last):
+            for p in layer.parameters():
+                nn.init.zeros_(p)
 
     def forward(self, x: Tensor, t: Tensor, out: Tensor, w: Tensor, negative_label: Tensor | None = None) -> Tensor:
         if negative_label is None:
             negative_label = torch.full((len(x),), self.classes, device=x.device)
-        time = self.time(t, {"w": w})
-        h = nn.functional.silu(self.first(x) + time + self.label(negative_label))
-        for layer in self.rest:
-            h = nn.functional.silu(layer(h))
-        return self.own(nn.functional.silu(time)) * out + self.last(h)
+        k = self.own(nn.functional.silu(self.time(t, {"w": w})))
+        return k.reshape(*k.shape, *[1] * (out.ndim - 2)) * out + self.net(x, t, label=negative_label, w=w)

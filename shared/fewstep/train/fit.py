@@ -93,6 +93,7 @@ def quiet() -> None:
         ".*does not have many workers",
         "The `srun`",
         ".*log_every_n_steps",
+        r"Found \d+ module\(s\) in eval mode",  # frozen parts of students are, on purpose
     ):
         warnings.filterwarnings("ignore", message=text)
     warnings.filterwarnings("ignore", message="Detected pickle protocol")

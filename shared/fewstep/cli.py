@@ -53,9 +53,10 @@ def _demo(args: argparse.Namespace) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table",
-        choices=["overhead", "shell", "orders", "solvers", "distill", "pictures"],
+        choices=["overhead", "shell", "orders", "solvers", "distill", "steps", "pictures"],
         help="overhead: sampling per step; shell: training per iteration; orders: measured order of every solver; "
         "solvers: error against the exact flow at 1 to 50 evaluations; distill: every method on three worlds, hours; "
+        "steps: milliseconds per training step of every method; "
         "pictures: those of the documentation",
     )
     parser.add_argument("--threads", type=int, default=1)

@@ -21,21 +21,24 @@ from fewstep.train.plan import peak, plan, step
 WORKER = Path(__file__).with_name("scale_worker.py")
 
 
-def trained(out, batch_size, strategy, accumulate=1):
-    """Parameters and average of every rank, after six steps."""
+def launched(script, out, *args, ranks=2):
+    """What a script, given a new folder `out`, leaves there of every rank."""
     out.mkdir()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    launch = (
-        [] if strategy == "auto" else ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    )
-    command = [sys.executable, *launch, str(WORKER), str(out), str(batch_size), strategy, str(accumulate)]
+    launch = [] if ranks == 1 else ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    command = [sys.executable, *launch, str(script), str(out), *map(str, args)]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return [load_file(f) for f in sorted(out.glob("rank*.safetensors"))]
+
+
+def trained(out, batch_size, strategy, accumulate=1):
+    """Parameters and average of every rank, after six steps."""
+    return launched(WORKER, out, batch_size, strategy, accumulate, ranks=1 if strategy == "auto" else 2)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,16 @@ def test_two_processes_train_as_one_with_the_joint_batch(strategy, accumulate, a
     assert all(
         torch.equal(saved[k.removeprefix("average.")], v) for k, v in ranks[0].items() if k.startswith("average.")
     )
+
+
+def test_processes_share_one_ring_of_pairs(tmp_path):
+    one, two = launched(WORKER.with_name("pool_worker.py"), tmp_path / "pool")
+    drawn = [rank.pop("drawn") for rank in (one, two)]
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+    assert int(one["filled"]) == 18  # twice two whole batches of 4, then one pair of each
+    noise = one["ring_noise"]
+    assert len(noise.unique(dim=0)) == len(noise) == 14
+    assert not torch.equal(*drawn)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

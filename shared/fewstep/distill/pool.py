@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoise
@@ -78,7 +79,8 @@ class PairPool(nn.Module):
     """A ring of the last `size` teacher pairs; each iteration adds `fresh` new ones and trains on a random batch of the ring.
 
     With size = 0 every batch is fresh; otherwise a pair is used about batch / fresh times, with fresh = 0 the first `size` pairs
-    forever. The ring is part of the checkpoint, so that a resumed run continues bit for bit.
+    forever. The ring is part of the checkpoint, so that a resumed run continues bit for bit. Many processes share one ring: each makes
+    its part of the new pairs, all get all of them.
 
     Args:
         size: pairs (or trajectories) kept.
@@ -137,7 +139,9 @@ class PairPool(nn.Module):
         take = n if count < self.size else min(self.fresh, n)
         if take:
             part = Prepared(data.x0[:take], {k: v[:take] for k, v in data.cond.items()}, _head(data.y, take))
-            self._put(_columns(make(part)), count, take)
+            rows = _of_all(_columns(make(part)))
+            take = len(next(iter(rows.values())))
+            self._put(rows, count, take)
         chosen = torch.randperm(min(count + take, self.size), device=data.x0.device)[:n]
         return {k.removeprefix("ring_"): v[chosen] for k, v in self.named_buffers() if k.startswith("ring_")}
 
@@ -156,6 +160,18 @@ class PairPool(nn.Module):
             if key.startswith(f"{prefix}ring_") and not hasattr(self, key.removeprefix(prefix)):
                 self.register_buffer(key.removeprefix(prefix), torch.zeros_like(value, device=self.filled.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _of_all(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of all processes, in the order of their ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return columns
+    gathered = {}
+    for name, v in columns.items():
+        parts = [torch.empty_like(v, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, v.contiguous())
+        gathered[name] = torch.cat(parts)
+    return gathered
 
 
 def passing(grid: Tensor, times: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""`fewstep bench steps`: milliseconds per training step of every distillation method, beside the plain denoising step, on one U-Net.
+
+The recipes of the digits, with a network of 1.6 million parameters on random 3x16x16 images, batch 8, fp32, and pairs that are made
+before the clock starts. A step is all of it: loss, backward, clipping, optimiser, averages. CPU time of the process, the median of
+the steps; recipes are measured in turn, several rounds, and the least median counts, so that a busy machine disturbs little.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import chdir
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fewstep import recipes
+from fewstep.artifacts import save
+from fewstep.bench.distill import entries, plan
+from fewstep.bench.distill_worlds import DigitsWorld
+from fewstep.bench.timing import machine, write
+from fewstep.train.loader import StatefulLoader
+
+WARM, TIMED, ROUNDS, BATCH, SHAPE = 4, 11, 2, 8, (3, 16, 16)
+
+
+class RandomImages(L.LightningDataModule):
+    """Batches {"x0": (B, 3, 16, 16) normal, "label": (B,)}."""
+
+    def batch(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        label = torch.randint(10, (n,), generator=generator)
+        return {"x0": torch.randn(n, *SHAPE, generator=generator), "label": label}
+
+    def train_dataloader(self) -> StatefulLoader:
+        return StatefulLoader(self, BATCH)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([], batch_size=None)  # pyright: ignore[reportArgumentType]
+
+
+class Clock(L.Callback):
+    """CPU seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.start = time.process_time()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds.append(time.process_time() - self.start)
+
+
+def moved(recipe: Any) -> Any:
+    """A digits recipe with this network, these images, and a pool of one batch."""
+    if isinstance(recipe, list):
+        return [moved(v) for v in recipe]
+    if not isinstance(recipe, Mapping):
+        return recipe
+    kind, args = recipe.get("class_path"), recipe.get("init_args", {})
+    if kind == "fewstep.nets.unet.UNet":
+        return {**recipe, "init_args": {**args, "channels": SHAPE[0], "width": 48, "blocks": 2}}
+    if kind == "fewstep.distill.pool.PairPool":
+        return {**recipe, "init_args": {**args, "size": BATCH, "fresh": 0}}
+    if kind in ("fewstep.digits.Digits", "fewstep.pairs.StoredPairs"):
+        return {"class_path": f"{__name__}.RandomImages"}
+    own = {"shape": list(SHAPE), "judge": None}
+    return {k: own.get(k, moved(v)) for k, v in recipe.items()}
+
+
+def built(name: str) -> Any:
+    """The training of a recipe, in the current folder; untrained models stand for the artifacts it reads."""
+    from fewstep.train.fit import instantiate
+
+    for teacher in plan(DigitsWorld())[name]:
+        if not Path(f"runs/{teacher}/last").is_dir():
+            save(built(teacher).model.student, f"runs/{teacher}/last")
+    recipe = moved(yaml.safe_load((recipes.folder() / f"digits/{name}.yaml").read_text()))
+    if "StoredPairs" in (recipes.folder() / f"digits/{name}.yaml").read_text():
+        pool = {"class_path": "fewstep.distill.pool.PairPool", "init_args": {"size": BATCH, "fresh": 0}}
+        recipe["model"]["init_args"]["pool"] = pool
+    Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    options = [
+        f"--model.init_args.iterations={WARM + TIMED}",
+        "--trainer.logger=false",
+        "--trainer.limit_val_batches=0",
+    ]
+    average = "[{class_path: fewstep.train.ema.EMA, init_args: {decay: 0.999}}]"
+    return instantiate(Path(f"{name}.yaml"), [*options, f"--trainer.callbacks={average}"])
+
+
+def milliseconds(name: str) -> float:
+    """The median step of one short training."""
+    run, clock = built(name), Clock()
+    run.trainer.callbacks.append(clock)
+    run.trainer.fit(run.model, run.datamodule)
+    return 1000 * median(clock.seconds[WARM:])
+
+
+def main(threads: int = 1, out: str | None = None) -> int:
+    """Every digits recipe that trains a generator."""
+    torch.set_num_threads(threads)
+    names = entries(plan(DigitsWorld()))
+    least: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        for _ in range(ROUNDS):
+            for name in names:
+                least[name] = min(least.get(name, float("inf")), milliseconds(name))
+                sys.stderr.write(f"{name}: {least[name]:.1f} ms\n")
+    plain = least["digits_teacher"]
+    rows = [
+        {"method": name.removeprefix("digits_"), "ms": round(ms, 2), "ratio": round(ms / plain, 2)}
+        for name, ms in sorted(least.items(), key=lambda item: item[1])
+    ]
+    write({"bench": "steps", **machine(), "batch": BATCH, "shape": SHAPE, "rows": rows}, out)
+    return 0

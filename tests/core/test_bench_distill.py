@@ -1,0 +1,102 @@
+"""The bench of distillation methods: worlds move recipes, score samples, and a row is made once."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from fewstep import recipes
+from fewstep.bench import distill
+from fewstep.bench.distill_worlds import WORLDS, Correlated, Ring
+from fewstep.train.fit import instantiate
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("kind", [Ring, Correlated])
+def test_real_samples_cover_all_modes_and_blurred_ones_do_not(kind):
+    world = kind()
+    real, batch = world.data(generator(0)), world.data(generator(1))
+    modes = len(world.mixture.means)
+    floor = world.scores(batch["x0"], batch["label"], real["x0"])
+    assert floor["modes"] == modes
+    assert floor["near"] > 0.98
+    assert floor["tv"] < 0.03
+    assert floor["sliced_wasserstein"] < 0.06
+    centre = world.scores(0.1 * torch.randn(batch["x0"].shape, generator=generator()), batch["label"], real["x0"])
+    assert centre["modes"] == 0
+    assert centre["sliced_wasserstein"] > 5 * floor["sliced_wasserstein"]
+
+
+def test_a_lost_mode_is_counted():
+    world = Ring()
+    batch = world.data(generator())
+    batch["x0"][batch["label"] == 3] = batch["x0"][batch["label"] == 4][0]
+    found = world.scores(batch["x0"], batch["label"], world.data(generator(1))["x0"])
+    assert found["modes"] == 7
+    assert found["tv"] == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_what_depends_on_what():
+    needed = distill.plan(Ring())
+    assert distill.root("ring_guided_few", needed) == "ring_classes"
+    assert distill.root("ring_instaflow", needed) == "ring_flow"
+    names = distill.entries(needed)
+    assert {"ring_flow", "ring_trig", "ring_classes"} <= set(names[:3])
+    assert set(names) == set(needed)
+    assert "digits_classifier" not in distill.entries(distill.plan(WORLDS["digits"]()))
+
+
+def test_recipes_move_to_the_mixture_with_their_networks():
+    world = Correlated()
+    for name in distill.plan(world):
+        moved = world.moved(yaml.safe_load((recipes.folder() / f"toy/{name}.yaml").read_text()))
+        assert moved["data"]["class_path"] == "fewstep.toy_data.CorrelatedData"
+        text = json.dumps(moved)
+        assert '"dim": 2' not in text
+        assert '"classes": 8' not in text
+        assert '"std": 0.2}' not in text
+
+
+def test_the_teacher_of_the_mixture_is_a_training(tmp_path):
+    moved = Correlated().moved(yaml.safe_load((recipes.folder() / "toy/ring_classes.yaml").read_text()))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(moved))
+    run = instantiate(tmp_path / "recipe.yaml")
+    batch = next(iter(run.datamodule.train_dataloader()))
+    assert batch["x0"].shape == (256, 64)
+    assert run.model.loss(batch)["denoising"].isfinite()
+
+
+class Small(Ring):
+    """Two iterations of everything."""
+
+    name, samples = "small", 200
+
+    def moved(self, recipe):
+        recipe["model"]["init_args"]["iterations"] = 2
+        recipe["trainer"]["val_check_interval"] = 2
+        if "pool" in recipe["model"]["init_args"]:
+            recipe["model"]["init_args"]["pool"]["init_args"]["size"] = 512
+        return recipe
+
+
+def test_a_row_is_made_once_after_its_teachers(tmp_path):
+    row = distill.measured("ring_instaflow", Small(), 3, tmp_path)
+    assert row["iterations"] == 2
+    assert set(row["at"]) == {"1", "2", "4"}
+    assert all(v["to_teacher"] > 0 for v in row["at"].values())
+    folder = tmp_path / "small/3"
+    assert {p.name for p in folder.iterdir()} == {"ring_flow", "ring_reflow", "ring_instaflow"}
+    before = (folder / "ring_instaflow/row.json").read_text()
+    assert distill.measured("ring_instaflow", Small(), 3, tmp_path) == row
+    assert (folder / "ring_instaflow/row.json").read_text() == before
+    assert "seed: 3" not in (folder / "ring_flow/recipe.yaml").read_text()  # given as options, the same for all
+
+
+def test_the_guidance_of_a_recipe_is_the_middle_of_its_range():
+    guided, plain = (yaml.safe_load((recipes.folder() / f"toy/ring_{n}.yaml").read_text()) for n in ("lcm", "kd"))
+    assert distill.guidance_of(guided) == 3.0
+    assert distill.guidance_of(plain) == 1.0

@@ -18,6 +18,7 @@ from fewstep.digits_judge import DigitsJudge
 from fewstep.grids import Uniform
 from fewstep.nets.scalars import with_scalars
 from fewstep.nets.unet import Attention, UNet
+from fewstep.null_conditions import drop_conditions
 from fewstep.paths import RectifiedFlow
 from fewstep.prediction import X0, U
 from fewstep.solvers import DDIM, Heun
@@ -199,10 +200,11 @@ def test_without_dropping_no_random_number_is_drawn_for_it():
 
 def test_dropped_samples_are_trained_unconditionally():
     label = torch.randint(3, (4000,), generator=torch.Generator().manual_seed(0))
-    module = Denoising(generator(), 1, drop=0.3)
     torch.manual_seed(0)
-    cond = module._dropped({"label": label, "w": torch.ones(4000, 1)}, torch.zeros(4000, 1, 2, 2))
+    given = {"label": label, "w": torch.ones(4000, 1)}
+    cond, kept = drop_conditions(generator(), given, torch.zeros(4000, 1, 2, 2), 0.3)
     gone = cond["label"] == 3
+    assert torch.equal(gone, ~kept)
     assert gone.double().mean().item() == pytest.approx(0.3, abs=0.03)
     assert torch.equal(cond["label"][~gone], label[~gone])
     assert torch.equal(cond["w"], torch.ones(4000, 1))
@@ -279,7 +281,7 @@ def test_the_recipes_train_a_teacher_and_two_students(tmp_path, monkeypatch):
         run(
             "fit",
             "-c",
-            recipes.find(f"digits/{name}"),
+            recipes.find(f"digits/digits_{name}"),
             *short,
             "--trainer.logger=false",
             "--data.init_args.batch_size=8",

@@ -2,18 +2,14 @@
 models."""
 
 import math
-from pathlib import Path as FilePath
 
 import pytest
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from torch import nn
 from torch.nn import functional as F
 from worlds import normal, uniform
 
 import fewstep
-from fewstep import recipes
 from fewstep.convert import OnPath
 from fewstep.converted import Converted, on_path
 from fewstep.denoiser import Denoiser
@@ -41,7 +37,6 @@ from fewstep.precondition import EDMPrecondition
 from fewstep.prediction import X0, Eps, U, V
 from fewstep.solvers import DDIM, Heun
 from fewstep.toy import Mixture, gaussian, ring
-from fewstep.train.shell import Shell
 from fewstep.trig_flow import TrigFlow
 
 FLOW = RectifiedFlow()
@@ -1063,33 +1058,6 @@ def test_a_restored_method_has_the_same_loss(name):
     theirs.on_load_checkpoint({"state_dict": state})
     for a, b in zip(losses(ours, 3), losses(theirs, 3), strict=True):
         assert torch.equal(a, b)
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-RECIPES = ["ring_ctm", "ring_sound_ctm", "ring_scm", "ring_mean_flow", "ring_mean_flow_scratch", "ring_shortcut"]
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_build_and_train(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    fewstep.save(generator(MLP(2, 16, 3)), "runs/ring_flow/last")
-    fewstep.save(generator(MLP(2, 16, 3), Trig(SD), TrigFlow(SD)), "runs/ring_trig/last")
-    recipe = yaml.safe_load(FilePath(recipes.find(f"toy/{name}")).read_text())
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Shell, "model")
-    model = parser.instantiate_classes(parser.parse_object({"model": recipe["model"]})).model
-    optimizer = model.configure_optimizers()
-    state = {k: v.clone() for k, v in model.student.state_dict().items()}
-    for _ in range(2):
-        sum(model.loss({"x0": torch.randn(16, 2)}).values()).backward()
-        optimizer.step()
-        model.after_step()
-    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
-    assert any(not torch.equal(v, state[k]) for k, v in model.student.state_dict().items())
-    figures = model.evaluate(model.student, {"x0": torch.randn(4, 2)})
-    assert torch.isfinite(figures["agreement"]).all()
 
 
 def test_an_explicit_grid_gives_a_second_time():

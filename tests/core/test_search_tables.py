@@ -17,7 +17,7 @@ from fewstep.sampling import sample
 from fewstep.search import boss_steps, fit_olss, fit_table, reference, search_boss
 from fewstep.search.evolve import Evolution
 from fewstep.search.fit import Effort, grown
-from fewstep.search.starts import error, fine_grid
+from fewstep.search.starts import error, fine_grid, hardest, joined, taken
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
 from fewstep.solvers.table import Table
@@ -132,6 +132,24 @@ class Velocity(torch.nn.Module):
         v = (1 - t) ** 2 * 0.09 + t**2
         centred = x - (1 - t) * 0.5
         return t / v * centred - 0.5 - (1 - t) * 0.09 / v * centred
+
+
+def test_the_hardest_starts_are_those_near_a_border():
+    world, path = ring(VP()), VP()
+    part = starts(world, 512, 1)
+    solvers = [(s, LogSNR(end=1e-3)(path, 6)) for s in (DDIM(), UniPC(2))]
+    chosen = hardest(part, path, solvers, 32)
+    gaps = torch.stack([(sample(world, part.x, path, s, g) - part.target).norm(dim=1) for s, g in solvers]).amax(0)
+    assert len(chosen.unique()) == 32
+    assert gaps[chosen].min() >= gaps[[i for i in range(512) if i not in set(chosen.tolist())]].max()
+    # Modes are 45 degrees apart, the borders half way between them.
+    end = part.target[chosen]
+    off = (torch.atan2(part.x[:, 1], part.x[:, 0]) / (torch.pi / 4) - 0.5).remainder(1.0)
+    border = torch.minimum(off, 1 - off)
+    assert border[chosen].mean() < 0.5 * border.mean()
+    both = joined(taken(part, chosen), taken(part, chosen[:1]))
+    assert torch.equal(both.target, torch.cat([end, end[:1]]))
+    assert both.y is None
 
 
 @pytest.mark.parametrize("method", ["boss", "fit", "olss"])

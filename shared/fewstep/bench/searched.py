@@ -1,14 +1,14 @@
 """Searched tables against every fixed solver of diffusers: `python -m fewstep.bench.searched --out FILE`.
 
-error = root mean square distance to the end point of the probability flow from the same start. A table is fitted on some starts, chosen
-on others and reported on a third set, which it never saw; of the fixed solvers the best setting on that third set is reported.
+error = root mean square distance to the end point of the probability flow from the same start. A table is fitted on some starts (half random, half hard), chosen
+on others and reported on a third set, both random, which it never saw; of the fixed solvers the best setting on that third set is reported.
 Worlds: the mixtures of worlds.py on the path of Stable Diffusion; or, with --model and --batch, a saved generator.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,21 +16,22 @@ from torch import Tensor
 
 from fewstep.bench import peers
 from fewstep.bench.timing import machine, write
-from fewstep.bench.worlds import mixture_worlds
+from fewstep.bench.worlds import World, mixture_worlds
 from fewstep.metrics import sliced_wasserstein
 from fewstep.paths import DDPM
 from fewstep.sampling import sample
 from fewstep.search.evolve import Evolution
-from fewstep.search.fit import Effort, fit_table
+from fewstep.search.fit import Effort, fit_table, fixed_tables
 from fewstep.search.problem import Problem, items_of, problem
-from fewstep.search.starts import error, reference
+from fewstep.search.starts import Starts, error, hardest, joined, reference, taken
 from fewstep.solvers.table import Table
 
 PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
-# Starts to fit and to select by, by dimension. Selecting is cheap, and takes many: a few starts in a thousand that end in another mode
-# decide about the mean.
+# Starts to fit and to select by, by dimension. Half of those to fit are random, the others the hardest of HARDEST times as many: a few
+# starts in a thousand, which end in another mode, decide about the mean. Selecting is cheap, and takes many.
 FITTED = {2: 1024, 64: 2048, 3072: 512}
 SELECTED = {2: 4096, 64: 4096, 3072: 1024}
+HARDEST = 8
 FULL = Effort(rounds=((6, 5), (3, 10), (2, 30)))
 EFFORT = {2: FULL, 64: FULL, 3072: Effort(rounds=((4, 4), (2, 8), (1, 20)))}
 QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generations=6), rounds=((3, 4), (1, 12)))
@@ -38,19 +39,24 @@ QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generatio
 FINALISTS, TRIED = 6, 64
 
 
-def mixture_problems(only: str | None, seed: int, report: int) -> Iterator[tuple[str, Problem, float]]:
-    """(name, starts, error of the reference) of the mixture worlds; drawn by the seed."""
-    for name, world in mixture_worlds(PATH).items():
-        if only is not None and not name.startswith(only):
-            continue
-        dim = int(name.split("-")[0])
-        count = FITTED[dim]
-        generator, denoise = torch.Generator().manual_seed(1000 + seed), world.denoise
-        sizes = (count // 4, count * 3 // 4, SELECTED[dim], report)  # the trials of the fit see its first batch alone
-        parts = [reference(denoise, world.start(n, generator), PATH, steps=300, clean=PATH.t_min) for n in sizes]
-        coarse = reference(denoise, parts[0].x, PATH, steps=150, clean=PATH.t_min)
-        doubt = (coarse.target - parts[0].target).square().mean().sqrt().item()
-        yield name, Problem(PATH, parts[:2], parts[2:3], parts[3:]), doubt
+def mixture_problem(name: str, world: World, seed: int, report: int) -> tuple[str, Problem, float]:
+    """(name, starts, error of the reference) of a mixture world; drawn by the seed."""
+    dim = int(name.split("-")[0])
+    count, generator = FITTED[dim], torch.Generator().manual_seed(1000 + seed)
+
+    def solved(x: int | Tensor, steps: int = 300) -> Starts:
+        x = world.start(x, generator) if isinstance(x, int) else x
+        return reference(world.denoise, x, PATH, steps=steps, clean=PATH.t_min)
+
+    plain, pool = solved(count // 2), solved(HARDEST * count // 2, steps=100)
+    probes = [(t, t.grid) for t in fixed_tables(PATH, [plain], 8, PATH.t_min)[:2]]
+    hard = solved(pool.x[hardest(pool, PATH, probes, count // 2)])
+    mixed = taken(joined(plain, hard), torch.randperm(count, generator=generator))
+    # The trials of the fit see its first batch alone.
+    fit = [taken(mixed, part) for part in torch.arange(count).split([count // 4, count - count // 4])]
+    select, unseen = solved(SELECTED[dim]), solved(report)
+    doubt = (solved(unseen.x, steps=150).target - unseen.target).square().mean().sqrt().item()
+    return name, Problem(PATH, fit, [select], [unseen]), doubt
 
 
 def compare(task: Problem, nfe: int, seed: int, effort: Effort, clean: float | None) -> dict[str, Any]:
@@ -143,8 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
-        network = [network_problem(args, seed)] if args.model else mixture_problems(args.world, seed, args.report)
-        for name, task, doubt in network:
+        worlds = {n: w for n, w in mixture_worlds(PATH).items() if args.world is None or n.startswith(args.world)}
+        found = (mixture_problem(n, w, seed, args.report) for n, w in worlds.items())
+        for name, task, doubt in [network_problem(args, seed)] if args.model else found:
             for nfe in args.nfe:
                 effort, clean = (QUICK, None) if args.model else (EFFORT[int(name.split("-")[0])], PATH.t_min)
                 row = {"world": name, **compare(task, nfe, seed, effort, clean), "reference_error": doubt}

@@ -100,3 +100,17 @@ def test_the_guidance_of_a_recipe_is_the_middle_of_its_range():
     guided, plain = (yaml.safe_load((recipes.folder() / f"toy/ring_{n}.yaml").read_text()) for n in ("lcm", "kd"))
     assert distill.guidance_of(guided) == 3.0
     assert distill.guidance_of(plain) == 1.0
+
+
+def test_the_picture_shows_medians_of_every_method(tmp_path):
+    row = lambda method, seed, d: {
+        "world": "ring",
+        "method": method,
+        "seed": seed,
+        "at": {n: {"sliced_wasserstein": d / int(n)} for n in ("1", "2", "4")},
+    }
+    rows = [row("kd", seed, d) for seed, d in enumerate((0.03, 0.2, 0.04))] + [row("cd", 0, 0.06)]
+    rows[-1]["at"] = {"4": {"sliced_wasserstein": 0.05}}  # a method with a fixed number of steps
+    assert distill.medians(rows, Ring()) == {"kd": {"1": 0.04, "2": 0.02, "4": 0.01}, "cd": {"4": 0.05}}
+    distill.draw(rows, {"ring": {"sliced_wasserstein": 0.02}}, tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 5000

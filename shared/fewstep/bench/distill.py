@@ -150,8 +150,42 @@ def floors(world: World, seeds: Sequence[int]) -> dict[str, float]:
     return {k: median(f[k] for f in found) for k in found[0]}
 
 
+def medians(rows: Sequence[Mapping[str, Any]], world: World) -> dict[str, dict[str, float]]:
+    """Method -> steps -> the world's distance, medians over the seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in (r for r in rows if r["world"] == world.name):
+        for n, figures in row["at"].items():
+            found.setdefault(row["method"], {}).setdefault(n, []).append(figures[world.distance])
+    return {m: {n: median(v) for n, v in at.items()} for m, at in found.items()}
+
+
+def draw(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, float]], file: Path) -> None:
+    """The distance of every method at 1, 2 and 4 steps, one panel per world; the line is real against real."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    worlds = [WORLDS[name]() for name in floor]
+    figure, axes = plt.subplots(1, len(worlds), figsize=(6.5 * len(worlds), 11), squeeze=False)
+    for axis, world in zip(axes.flat, worlds, strict=True):
+        table = medians(rows, world)
+        names = sorted(table, key=lambda m: -table[m].get("1", max(table[m].values())))
+        for n, marker in zip(map(str, STEPS), "o^s", strict=True):
+            have = [(table[m][n], i) for i, m in enumerate(names) if n in table[m]]
+            axis.semilogx(*zip(*have, strict=True), marker, label=f"{n} step{'s' * (n != '1')}")
+        axis.axvline(floor[world.name][world.distance], color="grey", label="real against real")
+        axis.set(title=world.name, xlabel=world.distance.replace("_", " "), yticks=range(len(names)))
+        axis.set_yticklabels(names, fontsize=8)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+    plt.close(figure)
+
+
 def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
-    """Make what is missing of the rows asked for, and write all of them."""
+    """Make what is missing of the rows asked for, and write all of them; beside FILE.json a picture FILE.png."""
     parser = argparse.ArgumentParser(prog="python -m fewstep.bench.distill", description=__doc__)
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="such as kd; all where not given")
@@ -175,8 +209,10 @@ def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> 
                 rows.append(row)
                 own = row["at"][str(row["own_steps"])]
                 sys.stderr.write(f"{world.name} {row['method']} seed {seed}: {own} in {row['cpu_seconds']} s\n")
-    table = {w: {"floor": floors(WORLDS[w](), args.seeds)} for w in args.world}
-    write({"bench": "distill", **machine(), "floors": table, "rows": rows}, args.out)
+    floor = {w: floors(WORLDS[w](), args.seeds) for w in args.world}
+    write({"bench": "distill", **machine(), "floors": floor, "rows": rows}, args.out)
+    if args.out is not None:
+        draw(rows, floor, Path(args.out).with_suffix(".png"))
     return 0
 
 

@@ -953,7 +953,7 @@ def test_a_guided_teacher_gives_the_velocity_and_tells_its_scale():
     teacher = labelled_teacher()
     student = jumper(Tanh(scalars={"s": 1.0, "w": 0.1}, classes=3), kind=LabelledJumps)
     guidance = TeacherGuidance(2.0, 2.0, told=True)
-    model = MeanFlow(teacher, 1, student, TimePairs(equal=1.0), OfTeacher(), guidance, power=0.0)
+    model = MeanFlow(teacher, 1, student, TimePairs(equal=1.0), OfTeacher(), guidance=guidance, power=0.0)
     batch = labelled_batch(8)
     torch.manual_seed(0)
     ours = model.loss(batch)["mean_flow"]

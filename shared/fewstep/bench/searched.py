@@ -132,7 +132,7 @@ def network_problem(args: argparse.Namespace, seed: int) -> tuple[str, Problem, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Every world and seed asked for, written to --out at the end."""
+    """Every world and seed asked for; --out is written anew after each row."""
     parser = argparse.ArgumentParser(prog="python -m fewstep.bench.searched", description=__doc__)
     parser.add_argument("--out", metavar="FILE", required=True)
     parser.add_argument(
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = {"world": name, **compare(task, nfe, seed, effort, clean), "reference_error": doubt}
                 rows.append(row)
                 sys.stderr.write(f"{name} nfe {nfe} seed {seed}: {row['ours']:.5f} against {row['diffusers']:.5f}\n")
-    write({"bench": "searched", **machine(), "model": args.model, "rows": rows}, args.out)
+                write({"bench": "searched", **machine(), "model": args.model, "rows": rows}, args.out)
     return 0
 
 

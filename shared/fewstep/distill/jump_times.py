@@ -3,6 +3,7 @@
 All in float64 on the CPU, from the global generator.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,15 @@ from fewstep.times import LogitNormalTimes, TimeSampler
 
 
 @dataclass(frozen=True)
-class TimePairs:
+class IntervalTimes(ABC):
+    """(n, path) -> (t, s, m): (n,) each, s <= t; only the first m pairs may differ."""
+
+    @abstractmethod
+    def __call__(self, n: int, path: Path) -> tuple[Tensor, Tensor, int]: ...
+
+
+@dataclass(frozen=True)
+class TimePairs(IntervalTimes):
     """MeanFlow's (t, r): the larger and the smaller of two draws, and r = t in a share of the batch (arXiv:2505.13447).
 
     times: of each draw; equal: that share, 0.75 in the paper. Those pairs keep the larger of two draws as t, as in the
@@ -77,7 +86,7 @@ class TeacherSpans:
 
 
 @dataclass(frozen=True)
-class Halvings:
+class Halvings(IntervalTimes):
     """Shortcut models' (t, s) (arXiv:2410.12557): jumps of 1, 1/2, ..., 1/finest of the range, at their multiples.
 
     share: of the batch, the first ones; the others have s = t, uniform on the finest multiples. The paper has no jumps

@@ -15,26 +15,21 @@ teacher's noise-free v the weight dwells on short intervals that are solved alre
 The derivative is taken where r < t alone: with a quarter of such samples it costs half an evaluation of the batch.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Cond
-from fewstep.distill.base import Distiller
-from fewstep.distill.guidance import TeacherGuidance
+from fewstep.distill.average_velocity import Average, AverageVelocity
 from fewstep.distill.jump_times import TimePairs
-from fewstep.distill.velocity import OfData, Velocity, require_straight
+from fewstep.distill.velocity import OfData, Velocity
 from fewstep.generator import Generator
-from fewstep.jump import JumpGenerator, jump_student
+from fewstep.jump import JumpGenerator
 from fewstep.jvp import Mode, jvp
 from fewstep.null_conditions import drop_conditions
 from fewstep.paths import expand
 from fewstep.train.shell import Batch, Terms
-
-# (x, t, r) -> the average velocity over [r, t]; x (B, ...), times (B,).
-Average = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def mean_flow_target(u: Average, x_t: Tensor, v: Tensor, t: Tensor, r: Tensor, mode: Mode = "forward") -> Tensor:
@@ -50,17 +45,14 @@ def mean_flow_loss(pred: Tensor, target: Tensor, power: float = 1.0, c: float = 
     return square / (square.detach() + c) ** power
 
 
-class MeanFlow(Distiller):
+class MeanFlow(AverageVelocity):
     """MeanFlow from data or from a teacher.
 
     Args:
-        student: made of the teacher unless given; a fresh `JumpGenerator` trains from scratch.
-        times: (t, r); velocity: v; guidance: of the teacher, for its velocity.
-        w, k: of the guided field from data (kappa in the paper); drop: share of dropped conditions.
+        times: (t, r); others as of `AverageVelocity`.
+        w, k: of the guided field from data (kappa in the paper).
         power, c: of the adaptive weight; 1 and 1e-2 in the official code, 0.75 for CIFAR-10.
         mode: of the derivative.
-    Raises:
-        ValueError: paths that are not straight, students that do not jump.
     """
 
     def __init__(
@@ -70,21 +62,16 @@ class MeanFlow(Distiller):
         student: Generator | None = None,
         times: TimePairs = TimePairs(),
         velocity: Velocity = OfData(),
-        guidance: TeacherGuidance = TeacherGuidance(),
         w: float = 1.0,
         k: float = 0.0,
-        drop: float = 0.0,
         power: float = 1.0,
         c: float = 1e-2,
         mode: Mode = "forward",
         **kwargs: Any,
     ) -> None:
-        require_straight(teacher.denoiser.path, "MeanFlow")
-        super().__init__(teacher, iterations, student=jump_student(teacher, student), **kwargs)
-        self.times, self.velocity, self.w, self.k, self.drop = times, velocity, w, k, drop
-        self.power, self.c = power, c
+        super().__init__(teacher, iterations, student, times, velocity, **kwargs)
+        self.w, self.k, self.power, self.c = w, k, power, c
         self.mode: Mode = mode
-        self.guide(guidance)
 
     def loss(self, batch: Batch) -> Terms:
         """The weighted square of the MeanFlow identity."""

@@ -10,22 +10,19 @@ v is that of the data (training from scratch) or of a teacher, guided or not. Th
 d = t - s. Halves shorter than any jump that is learnt ask for the velocity.
 """
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from fewstep.distill.base import Distiller
-from fewstep.distill.guidance import TeacherGuidance
+from fewstep.denoiser import Cond
+from fewstep.distill.average_velocity import Average, ConsistentAverage
 from fewstep.distill.jump_times import Halvings
-from fewstep.distill.mean_flow import Average
 from fewstep.distill.target import Target
-from fewstep.distill.velocity import OfData, Velocity, require_straight
+from fewstep.distill.velocity import OfData, Velocity
 from fewstep.generator import Generator
-from fewstep.jump import JumpGenerator, jump_student
-from fewstep.null_conditions import drop_conditions
+from fewstep.jump import JumpGenerator
 from fewstep.paths import expand
-from fewstep.train.shell import Batch, Terms
 
 
 @torch.no_grad()
@@ -37,17 +34,15 @@ def shortcut_target(u: Average, x_t: Tensor, t: Tensor, s: Tensor, smallest: Ten
     return (first + u(x_m, m, torch.where(smallest, m, s))) / 2
 
 
-class Shortcut(Distiller):
+class Shortcut(ConsistentAverage):
     """Shortcut models, from data or from a teacher.
 
     Args:
-        student: made of the teacher unless given; a fresh `JumpGenerator` trains from scratch.
-        times: the jumps; velocity: v; guidance: of the teacher, for its velocity.
-        drop: share of dropped conditions.
+        times: the jumps; others as of `AverageVelocity`.
         mu: decay of the average that targets are computed with.
-    Raises:
-        ValueError: paths that are not straight, students that do not jump.
     """
+
+    term: ClassVar[str] = "shortcut"
 
     def __init__(
         self,
@@ -56,42 +51,16 @@ class Shortcut(Distiller):
         student: Generator | None = None,
         times: Halvings = Halvings(),
         velocity: Velocity = OfData(),
-        guidance: TeacherGuidance = TeacherGuidance(),
-        drop: float = 0.0,
         mu: float = 0.999,
         **kwargs: Any,
     ) -> None:
-        require_straight(teacher.denoiser.path, "Shortcut")
-        super().__init__(teacher, iterations, student=jump_student(teacher, student), **kwargs)
-        self.times, self.velocity, self.drop = times, velocity, drop
-        self.guide(guidance)
-        self.target = Target(cast(JumpGenerator, self.student), mu)
+        super().__init__(teacher, iterations, student, times, velocity, **kwargs)
+        self.halvings, self.target = times, Target(cast(JumpGenerator, self.student), mu)
 
-    def loss(self, batch: Batch) -> Terms:
-        """Flow matching and self-consistency, in one evaluation of the student."""
-        student = cast(JumpGenerator, self.student)
-        x0, cond, y = student.prepare(batch)
-        cond, _ = drop_conditions(student, cond, x0, self.drop)
-        path, eps, w = student.denoiser.path, torch.randn_like(x0), self.guidance.draw(x0)
-        t, s, m = self.times(len(x0), path)
-        near = self.times.smallest(t[:m] / 2, s[:m] / 2, path).to(x0.device)  # the halves
-        t, s = t.to(x0.device), s.to(x0.device)
-        x_t, told = path.sample(x0, eps, t, y), self.guidance.student_cond(cond, w)
-
-        def rows(part: slice) -> tuple[dict[str, Tensor], Tensor | None]:
-            return {k: v[part] for k, v in told.items()}, None if y is None else y[part]
-
-        targets, jumping, flowing = [], slice(None, m), slice(m, None)
-        if m:
-            halves = rows(jumping)
-            net = self.target.net
-            targets += [shortcut_target(lambda x, t, s: net.velocity(x, t, s, *halves), x_t[:m], t[:m], s[:m], near)]
-        if m < len(x0):
-            c, anchor = {k: v[flowing] for k, v in cond.items()}, rows(flowing)[1]
-            teacher = self.guidance.teacher(self.teacher, c, anchor, w[flowing])
-            targets += [self.velocity(teacher, path, x0[m:], eps[m:], x_t[m:], t[m:], anchor)]
-        error = student.velocity(x_t, t, s, told, y) - torch.cat(targets)
-        return {"shortcut": error.square().flatten(1).mean(1).mean()}
+    def interval_target(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond, y: Tensor | None) -> Tensor:
+        """The average network's two halves."""
+        net, near = self.target.net, self.halvings.smallest(t / 2, s / 2, self.student.denoiser.path)  # the halves
+        return shortcut_target(lambda x, t, s: net.velocity(x, t, s, cond, y), x_t, t, s, near)
 
     def after_step(self) -> None:
         self.target.update()

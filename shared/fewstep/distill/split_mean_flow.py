@@ -8,21 +8,15 @@ It is MeanFlow without a derivative (its identity is the limit l -> 0), and the 
 v is that of the data, or of a teacher, guided or not.
 """
 
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from fewstep.distill.base import Distiller
-from fewstep.distill.guidance import TeacherGuidance
-from fewstep.distill.jump_times import TimePairs
-from fewstep.distill.mean_flow import Average
-from fewstep.distill.velocity import OfData, Velocity, require_straight
-from fewstep.generator import Generator
-from fewstep.jump import JumpGenerator, jump_student
-from fewstep.null_conditions import drop_conditions
+from fewstep.denoiser import Cond
+from fewstep.distill.average_velocity import Average, ConsistentAverage
+from fewstep.jump import JumpGenerator
 from fewstep.paths import expand
-from fewstep.train.shell import Batch, Terms
 
 
 @torch.no_grad()
@@ -34,51 +28,12 @@ def split_target(u: Average, x_t: Tensor, t: Tensor, r: Tensor, share: Tensor) -
     return torch.lerp(second, first, part.to(first))
 
 
-class SplitMeanFlow(Distiller):
-    """SplitMeanFlow from data or from a teacher.
+class SplitMeanFlow(ConsistentAverage):
+    """SplitMeanFlow from data or from a teacher; arguments as of `AverageVelocity`."""
 
-    Args:
-        student: made of the teacher unless given; a fresh `JumpGenerator` trains from scratch.
-        times: (t, r); velocity: v; guidance: of the teacher, for its velocity.
-        drop: share of dropped conditions.
-    Raises:
-        ValueError: paths that are not straight, students that do not jump.
-    """
+    term: ClassVar[str] = "split_mean_flow"
 
-    def __init__(
-        self,
-        teacher: Generator,
-        iterations: int,
-        student: Generator | None = None,
-        times: TimePairs = TimePairs(),
-        velocity: Velocity = OfData(),
-        guidance: TeacherGuidance = TeacherGuidance(),
-        drop: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        require_straight(teacher.denoiser.path, "SplitMeanFlow")
-        super().__init__(teacher, iterations, student=jump_student(teacher, student), **kwargs)
-        self.times, self.velocity, self.drop = times, velocity, drop
-        self.guide(guidance)
-
-    def loss(self, batch: Batch) -> Terms:
-        """The identity where r < t, flow matching where r = t, in one evaluation with gradient."""
-        student = cast(JumpGenerator, self.student)
-        x0, cond, y = student.prepare(batch)
-        cond, _ = drop_conditions(student, cond, x0, self.drop)
-        path, eps, w = student.denoiser.path, torch.randn_like(x0), self.guidance.draw(x0)
-        t, r, n = self.times(len(x0), path)
-        share = torch.rand(n, dtype=t.dtype).to(x0.device)
-        t, r = t.to(x0.device), r.to(x0.device)
-        x_t, told = path.sample(x0, eps, t, y), self.guidance.student_cond(cond, w)
-        # The first n pairs may differ; the others ask for the velocity.
-        split = {k: v[:n] for k, v in told.items()}, None if y is None else y[:n]
-        flow = {k: v[n:] for k, v in cond.items()}, None if y is None else y[n:]
-        targets = []
-        if n:
-            targets += [split_target(lambda x, t, s: student.velocity(x, t, s, *split), x_t[:n], t[:n], r[:n], share)]
-        if n < len(x0):
-            teacher = self.guidance.teacher(self.teacher, *flow, w[n:])
-            targets += [self.velocity(teacher, path, x0[n:], eps[n:], x_t[n:], t[n:], flow[1])]
-        error = student.velocity(x_t, t, r, told, y) - torch.cat(targets)
-        return {"split_mean_flow": error.square().flatten(1).mean(1).mean()}
+    def interval_target(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond, y: Tensor | None) -> Tensor:
+        """The average over two parts, split at random."""
+        student, share = cast(JumpGenerator, self.student), torch.rand(len(t), dtype=t.dtype).to(t.device)
+        return split_target(lambda x, t, s: student.velocity(x, t, s, cond, y), x_t, t, s, share)

@@ -8,7 +8,8 @@ import yaml
 
 from fewstep import recipes
 from fewstep.bench import distill
-from fewstep.bench.distill_worlds import WORLDS, Correlated, Ring
+from fewstep.bench.distill_worlds import WORLDS, Correlated, DigitsWorld, Ring
+from fewstep.pairs import Job
 from fewstep.train.fit import instantiate
 
 
@@ -94,6 +95,33 @@ def test_a_row_is_made_once_after_its_teachers(tmp_path):
     assert distill.measured("ring_instaflow", Small(), 3, tmp_path) == row
     assert (folder / "ring_instaflow/row.json").read_text() == before
     assert "seed: 3" not in (folder / "ring_flow/recipe.yaml").read_text()  # given as options, the same for all
+
+
+def test_every_method_gives_a_row(tmp_path):
+    world = Small()
+    for name in distill.entries(distill.plan(world)):
+        row = distill.measured(name, world, 0, tmp_path)
+        assert row["at"][str(row["own_steps"])]["to_teacher"] >= 0
+        assert row["teacher"]["modes"] >= 0
+
+
+class SmallDigits(DigitsWorld):
+    """Two iterations, few pairs of one teacher step."""
+
+    name, teacher_steps, pairs = "small", 2, Job(300, steps=1, cfg=1.5)
+
+    def moved(self, recipe):
+        recipe["model"]["init_args"]["iterations"] = 2
+        recipe["trainer"]["val_check_interval"] = 2
+        return recipe
+
+
+def test_digits_from_stored_pairs_make_them_first(tmp_path):
+    row = distill.measured("digits_kd", SmallDigits(), 0, tmp_path)
+    assert row["guidance"] == 1.5
+    assert {p.name for p in (tmp_path / "small/0").iterdir()} == {"digits_teacher", "digits_pairs", "digits_kd"}
+    assert row["teacher"]["frechet"] > 0
+    assert 0 <= row["at"]["1"]["accuracy"] <= 1
 
 
 def test_the_guidance_of_a_recipe_is_the_middle_of_its_range():

@@ -4,9 +4,9 @@ A method is its recipe. It is trained after the recipes whose artifacts it reads
 DIR/<world>/<seed>/<recipe>. Finished rows lie there as row.json and are not made again, so that an interrupted bench goes on, and
 several processes share the work (`--part 0/2`, `--part 1/2`).
 
-Figures at 1, 2, 4 steps and the method's own number of them: the world's distance to fresh real samples (under guidance: to samples of
-the guided teacher from other noise), and to_teacher, the root mean square distance to the teacher's sample from the same noise. Rows of
-the teachers themselves say what undistilled models do.
+Figures at 1, 2, 4 steps and the method's own number of them: the world's distance to fresh real samples (of a mixture under guidance:
+to samples of the guided teacher from other noise), and to_teacher, the root mean square distance to the teacher's sample from the same
+noise; beside them the teacher's own figures at that guidance. Rows of the teachers themselves say what undistilled models do.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from fewstep import recipes
 from fewstep.bench.distill_worlds import WORLDS, World
 from fewstep.bench.timing import machine, write
 from fewstep.generator import Generator, pretrained
+from fewstep.pairs import make_pairs
+from fewstep.pairs.folder import read_manifest
 
 STEPS = (1, 2, 4)
 
@@ -63,6 +65,9 @@ def trained(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]:
     text = yaml.safe_dump(recipe).replace("runs/", f"{place.parent}/")
     place.mkdir(parents=True, exist_ok=True)
     (place / "recipe.yaml").write_text(text)
+    pairs = stored_pairs(yaml.safe_load(text))
+    if pairs is not None and world.pairs is not None:
+        make_pairs(pretrained(str(place.parent / root(name, plan(world)) / "last")), pairs, world.pairs)
     seeds = [f"--seed_everything={seed}", f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
     run = instantiate(place / "recipe.yaml", [*seeds, "--trainer.logger=false"])
     start = time.process_time()
@@ -86,8 +91,17 @@ def generated(model: Generator, batch: Mapping[str, Tensor], noise: Tensor, step
     return sample(model.bind(cond, y, cfg), path.start(noise, y), path, model.solver, model.grid(path, steps), y)
 
 
+def stored_pairs(recipe: Mapping[str, Any]) -> str | None:
+    """The folder of pairs that a recipe reads."""
+    data = recipe["data"]
+    return data["init_args"]["folder"] if data["class_path"] == "fewstep.pairs.StoredPairs" else None
+
+
 def guidance_of(recipe: Mapping[str, Any]) -> float:
-    """The teacher's guidance in a recipe; the middle where a range is drawn from."""
+    """The teacher's guidance in a recipe, or in the stored pairs it reads; the middle where a range is drawn from."""
+    pairs = stored_pairs(recipe)
+    if pairs is not None:
+        return read_manifest(Path(pairs))["job"]["cfg"]
     args = recipe["model"]["init_args"].get("guidance", {}).get("init_args", {})
     return (args.get("low", 1.0) + args.get("high", 1.0)) / 2
 
@@ -104,10 +118,10 @@ def measured(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]
     g = torch.Generator().manual_seed(1000 + seed)
     real, batch = world.data(g), world.data(g)
     noise = torch.randn(batch["x0"].shape, generator=g)
-    target = generated(teacher, batch, noise, teacher.steps, cfg)
+    target = generated(teacher, batch, noise, world.teacher_steps or teacher.steps, cfg)
     # Against what the teacher aims at: the data, or under guidance its own samples from other noise.
     aim = real["x0"]
-    if cfg != 1.0:
+    if cfg != 1.0 and not world.guidance_aims_at_data:
         aim = generated(teacher, real, torch.randn(aim.shape, generator=g), teacher.steps, cfg)
     result = {
         "world": world.name,
@@ -117,6 +131,7 @@ def measured(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]
         "own_steps": student.steps,
         "guidance": cfg,
         "parameters": sum(p.numel() for p in student.parameters()),
+        "teacher": world.scores(target, batch["label"], aim),
         "at": {str(n): figures for n, figures in at_steps(student, batch, noise, target, aim, world)},
         "samples": len(aim),
     }

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics import frechet_distance, sliced_wasserstein
+from fewstep.pairs import Job
 from fewstep.paths import RectifiedFlow
+from fewstep.solvers import UniPC
 from fewstep.toy import Mixture, correlated, ring
 
 
@@ -25,6 +27,12 @@ class World(ABC):
     samples: int
     # What the distance is called.
     distance: str
+    # Of the teacher that students are compared with; its own where not given.
+    teacher_steps: int | None = None
+    # Whether guidance makes better data, or another distribution.
+    guidance_aims_at_data: bool = False
+    # Of recipes that read stored pairs.
+    pairs: Job | None = None
 
     def moved(self, recipe: Any) -> Any:
         """The recipe on this world."""
@@ -109,6 +117,9 @@ class DigitsWorld(World):
     """Handwritten digits by the labels: Frechet distance in the features of the shipped classifier, and its accuracy."""
 
     name, folder, prefix, samples, distance = "digits", "digits", "digits_", 1500, "frechet"
+    teacher_steps, guidance_aims_at_data = 50, True
+    # As the recipe of stored pairs says.
+    pairs = Job(10000, solver=UniPC(), steps=12, cfg=1.5)
 
     def data(self, generator: torch.Generator) -> dict[str, Tensor]:
         from fewstep.digits import digits, division

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import chdir
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -28,6 +29,14 @@ from fewstep.bench.timing import machine, write
 from fewstep.train.loader import StatefulLoader
 
 WARM, TIMED, ROUNDS, BATCH, SHAPE = 4, 11, 2, 8, (3, 16, 16)
+# Guidance doubles a teacher's evaluations and Heun's method does so again. Name -> recipe, other arguments of its method: a method where
+# neither is asked for.
+_ALONE = {"guidance": {"class_path": "fewstep.distill.guidance.TeacherGuidance"}}
+_EULER = {"class_path": "fewstep.distill.teacher_step.TeacherStep", "init_args": {"solver": "fewstep.solvers.DDIM"}}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits_cd, Heun, no guidance": ("digits_cd", _ALONE),
+    "digits_cd, Euler, no guidance": ("digits_cd", {**_ALONE, "step": _EULER}),
+}
 
 
 class RandomImages(L.LightningDataModule):
@@ -78,7 +87,7 @@ def moved(recipe: Any) -> Any:
     return {k: own.get(k, moved(v)) for k, v in recipe.items()}
 
 
-def built(name: str) -> Any:
+def built(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The training of a recipe, in the current folder; untrained models stand for the artifacts it reads."""
     from fewstep.train.fit import instantiate
 
@@ -89,6 +98,7 @@ def built(name: str) -> Any:
     if "StoredPairs" in (recipes.folder() / f"digits/{name}.yaml").read_text():
         pool = {"class_path": "fewstep.distill.pool.PairPool", "init_args": {"size": BATCH, "fresh": 0}}
         recipe["model"]["init_args"]["pool"] = pool
+    recipe["model"]["init_args"].update(changes)
     Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     options = [
         f"--model.init_args.iterations={WARM + TIMED}",
@@ -99,9 +109,9 @@ def built(name: str) -> Any:
     return instantiate(Path(f"{name}.yaml"), [*options, f"--trainer.callbacks={average}"])
 
 
-def milliseconds(name: str) -> float:
+def milliseconds(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> float:
     """The median step of one short training."""
-    run, clock = built(name), Clock()
+    run, clock = built(name, changes), Clock()
     run.trainer.callbacks.append(clock)
     run.trainer.fit(run.model, run.datamodule)
     return 1000 * median(clock.seconds[WARM:])
@@ -110,12 +120,13 @@ def milliseconds(name: str) -> float:
 def main(threads: int = 1, out: str | None = None) -> int:
     """Every digits recipe that trains a generator."""
     torch.set_num_threads(threads)
-    names = entries(plan(DigitsWorld()))
+    jobs = {n: (n, {}) for n in entries(plan(DigitsWorld()))} | VARIANTS
     least: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        milliseconds("digits_teacher")  # the process warms up
         for _ in range(ROUNDS):
-            for name in names:
-                least[name] = min(least.get(name, float("inf")), milliseconds(name))
+            for name, job in jobs.items():
+                least[name] = min(least.get(name, float("inf")), milliseconds(*job))
                 sys.stderr.write(f"{name}: {least[name]:.1f} ms\n")
     plain = least["digits_teacher"]
     rows = [

@@ -70,8 +70,10 @@ class Fit:
         self.minimiser = Minimiser(self.numbers.v)
         self.select, self.table, self.error = select, table, error(table, table.path, table.grid, select)
 
-    def run(self, starts: Sequence[Starts], iterations: int) -> None:
+    def run(self, starts: Sequence[Starts], iterations: int, select: Sequence[Starts]) -> None:
         """Iterate until little is gained any more."""
+        if len(select) != len(self.select):
+            self.select, self.error = select, error(self.table, self.table.path, self.table.grid, select)
         problem, minimiser = EndPoints(self.numbers, starts), self.minimiser
         minimiser.mu = max(minimiser.mu, 1e-6)  # other starts than before may not take steps as bold
         before = problem.square(minimiser.v)
@@ -102,9 +104,8 @@ def fit_table(
 
     Args:
         path: of the model; the table will run on it alone.
-        starts: batches to fit; all rounds but the last use the first batch alone. Together they should hold several times more
-            coordinates than there are numbers to fit.
-        select: batches by which iterates are compared, never fitted.
+        starts: batches to fit. Together they should hold several times more coordinates than there are numbers to fit.
+        select: batches by which iterates are compared, never fitted. All rounds but the last use the first batch alone, of both.
         generator: of the evolution's random choices.
         initial: further tables to begin from, of nfe evaluations and one row per step.
         clean: the last time at which the denoiser may be called, see `starts.span`.
@@ -121,12 +122,13 @@ def fit_table(
         known.append(grown(half, nfe, clean))
     evolved = regressed_tables(path, starts[:1], nfe, generator, effort, clean)
     lowest = span(path, clean)[1]
-    pool = [Fit(table, lowest, select) for table in [*known, *evolved][: len(known) + rounds[0][0]]]
+    pool = [Fit(table, lowest, select[:1]) for table in [*known, *evolved][: len(known) + rounds[0][0]]]
     done, total = 0, len(pool) + sum(min(keep, len(pool)) for keep, _ in rounds[1:])
     for n, (keep, iterations) in enumerate(rounds):
         pool = sorted(pool, key=lambda fit: fit.error)[: keep if n else None]
         for fit in pool:
-            fit.run(starts if n == len(rounds) - 1 else starts[:1], iterations)
+            last = n == len(rounds) - 1
+            fit.run(starts if last else starts[:1], iterations, select if last else select[:1])
             done += 1
             if progress is not None:
                 progress(done, total, min(f.error for f in pool))

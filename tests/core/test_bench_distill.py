@@ -8,7 +8,7 @@ import yaml
 
 from fewstep import recipes
 from fewstep.bench import distill
-from fewstep.bench.distill_worlds import WORLDS, Correlated, DigitsWorld, Ring
+from fewstep.bench.distill_worlds import WORLDS, Correlated, DigitsWorld, PatchesWorld, Ring
 from fewstep.pairs import Job
 from fewstep.train.fit import instantiate
 
@@ -60,6 +60,25 @@ def test_recipes_move_to_the_mixture_with_their_networks():
         assert '"dim": 2' not in text
         assert '"classes": 8' not in text
         assert '"std": 0.2}' not in text
+
+
+def test_recipes_of_the_digits_move_to_the_patches():
+    world = PatchesWorld()
+    for name in distill.entries(distill.plan(world)):
+        text = json.dumps(world.moved(yaml.safe_load((recipes.folder() / f"digits/{name}.yaml").read_text())))
+        assert "fewstep.digits.Digits" not in text
+        assert "DigitsJudge" not in text
+        assert '"channels": 1' not in text
+        assert '"classes": 10' not in text
+
+
+def test_the_teacher_of_the_patches_is_a_training(tmp_path):
+    moved = PatchesWorld().moved(yaml.safe_load((recipes.folder() / "digits/digits_teacher.yaml").read_text()))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(moved))
+    run = instantiate(tmp_path / "recipe.yaml", ["--data.init_args.batch_size=4"])
+    batch = next(iter(run.datamodule.train_dataloader()))
+    assert batch["x0"].shape == (4, 3, 16, 16)
+    assert run.model.loss(batch)["denoising"].isfinite()
 
 
 def test_the_teacher_of_the_mixture_is_a_training(tmp_path):

@@ -1,11 +1,11 @@
 """Where `fewstep bench distill` measures methods: how a recipe is moved there, and what its samples are worth there.
 
-A recipe of the ring runs unchanged on the correlated mixture once its data and the widths of its networks are replaced; digits have
-recipes of their own.
+A recipe of the ring runs unchanged on the correlated mixture once its data and the widths of its networks are replaced, one of the digits
+so on colour patches.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,22 @@ from fewstep.pairs import Job
 from fewstep.paths import RectifiedFlow
 from fewstep.solvers import UniPC
 from fewstep.toy import Mixture, correlated, ring
+
+
+def made(kind: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of a recipe."""
+    return {"class_path": kind, "init_args": dict(args)}
+
+
+def replaced(recipe: Any, kinds: Mapping[str, Callable[[dict[str, Any]], Any]], keys: Mapping[str, Any]) -> Any:
+    """A recipe with other nodes, made of their init_args by full class name, and other values by key."""
+    if isinstance(recipe, list):
+        return [replaced(v, kinds, keys) for v in recipe]
+    if not isinstance(recipe, Mapping):
+        return recipe
+    if recipe.get("class_path") in kinds:
+        return kinds[recipe["class_path"]](dict(recipe.get("init_args", {})))
+    return {k: keys[k] if k in keys else replaced(v, kinds, keys) for k, v in recipe.items()}
 
 
 class World(ABC):
@@ -98,19 +114,16 @@ class Correlated(MixtureWorld):
         super().__init__(correlated(RectifiedFlow()))
 
     def moved(self, recipe: Any) -> Any:
-        if isinstance(recipe, list):
-            return [self.moved(v) for v in recipe]
-        if not isinstance(recipe, Mapping):
-            return recipe
-        kind, args = recipe.get("class_path"), dict(recipe.get("init_args", {}))
-        if kind == "fewstep.toy_data.RingData":
-            args.pop("std")
-            return {"class_path": "fewstep.toy_data.CorrelatedData", "init_args": args}
-        if kind == "fewstep.nets.MLP":
+        def data(args: dict[str, Any]) -> dict[str, Any]:
+            del args["std"]
+            return made("fewstep.toy_data.CorrelatedData", args)
+
+        def mlp(args: dict[str, Any]) -> dict[str, Any]:
             classes = {"classes": 10} if "classes" in args else {}
-            return {**recipe, "init_args": {**args, **classes, "dim": 64, "hidden": 2 * args.get("hidden", 128)}}
-        own = {"shape": [64], "sigma_data": 1.12}
-        return {k: own.get(k, self.moved(v)) for k, v in recipe.items()}
+            return made("fewstep.nets.MLP", {**args, **classes, "dim": 64, "hidden": 2 * args.get("hidden", 128)})
+
+        kinds = {"fewstep.toy_data.RingData": data, "fewstep.nets.MLP": mlp}
+        return replaced(recipe, kinds, {"shape": [64], "sigma_data": 1.12})
 
 
 class DigitsWorld(World):
@@ -138,4 +151,32 @@ class DigitsWorld(World):
         }
 
 
-WORLDS: dict[str, type[World]] = {w.name: w for w in (Ring, Correlated, DigitsWorld)}
+class PatchesWorld(World):
+    """Colour patches by the photograph they are from, by the recipes of the digits: Frechet distance in the features of `fewstep.patches`."""
+
+    name, folder, prefix, samples, distance = "patches", "digits", "digits_", 1500, "frechet"
+    guidance_aims_at_data = True
+    pairs = DigitsWorld.pairs
+
+    def moved(self, recipe: Any) -> Any:
+        def data(args: dict[str, Any]) -> dict[str, Any]:
+            return made("fewstep.patches.Patches", args)
+
+        def unet(args: dict[str, Any]) -> dict[str, Any]:
+            return made("fewstep.nets.unet.UNet", {**args, "channels": 3, "classes": 2})
+
+        kinds = {"fewstep.digits.Digits": data, "fewstep.nets.unet.UNet": unet}
+        return replaced(recipe, kinds, {"shape": [3, 16, 16], "judge": "fewstep.patches.PatchesJudge"})
+
+    def data(self, generator: torch.Generator) -> dict[str, Tensor]:
+        from fewstep.patches import draw
+
+        return draw(self.samples, generator)
+
+    def scores(self, x: Tensor, label: Tensor, real: Tensor) -> dict[str, float]:
+        from fewstep.patches import patch_features
+
+        return {"frechet": frechet_distance(patch_features(x.clamp(-1, 1)), patch_features(real)).item()}
+
+
+WORLDS: dict[str, type[World]] = {w.name: w for w in (Ring, Correlated, DigitsWorld, PatchesWorld)}

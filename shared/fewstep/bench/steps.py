@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from fewstep import recipes
 from fewstep.artifacts import save
 from fewstep.bench.distill import entries, plan
-from fewstep.bench.distill_worlds import DigitsWorld
+from fewstep.bench.distill_worlds import DigitsWorld, made, replaced
 from fewstep.bench.timing import machine, write
 from fewstep.train.loader import StatefulLoader
 
@@ -72,19 +72,23 @@ class Clock(L.Callback):
 
 def moved(recipe: Any) -> Any:
     """A digits recipe with this network, these images, and a pool of one batch."""
-    if isinstance(recipe, list):
-        return [moved(v) for v in recipe]
-    if not isinstance(recipe, Mapping):
-        return recipe
-    kind, args = recipe.get("class_path"), recipe.get("init_args", {})
-    if kind == "fewstep.nets.unet.UNet":
-        return {**recipe, "init_args": {**args, "channels": SHAPE[0], "width": 48, "blocks": 2}}
-    if kind == "fewstep.distill.pool.PairPool":
-        return {**recipe, "init_args": {**args, "size": BATCH, "fresh": 0}}
-    if kind in ("fewstep.digits.Digits", "fewstep.pairs.StoredPairs"):
+
+    def unet(args: dict[str, Any]) -> dict[str, Any]:
+        return made("fewstep.nets.unet.UNet", {**args, "channels": SHAPE[0], "width": 48, "blocks": 2})
+
+    def pool(args: dict[str, Any]) -> dict[str, Any]:
+        return made("fewstep.distill.pool.PairPool", {**args, "size": BATCH, "fresh": 0})
+
+    def data(args: dict[str, Any]) -> dict[str, Any]:
         return {"class_path": f"{__name__}.RandomImages"}
-    own = {"shape": list(SHAPE), "judge": None}
-    return {k: own.get(k, moved(v)) for k, v in recipe.items()}
+
+    kinds = {
+        "fewstep.nets.unet.UNet": unet,
+        "fewstep.distill.pool.PairPool": pool,
+        "fewstep.digits.Digits": data,
+        "fewstep.pairs.StoredPairs": data,
+    }
+    return replaced(recipe, kinds, {"shape": list(SHAPE), "judge": None})
 
 
 def built(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:

@@ -1,5 +1,6 @@
 """Every shipped recipe: it trains, says what it is, and resumes bit for bit after SIGKILL."""
 
+import importlib
 import math
 import os
 import random
@@ -53,6 +54,27 @@ def steps_of(name, given):
     return int(last[-1]) if last else own.get("steps") or student.get("steps", 1)
 
 
+def kinds_other_than_named(model, args):
+    """Argument -> the class it has in the model, where the recipe names another one (jsonargparse may take it for a dataclass)."""
+    named = {k: v["class_path"] if isinstance(v, dict) else v for k, v in args.items() if k != "schedule"}
+    classes = {
+        k: get_class(v)
+        for k, v in named.items()
+        if isinstance(v, str) and v.startswith("fewstep.") and hasattr(model, k)
+    }
+    return {
+        k: type(getattr(model, k))
+        for k, c in classes.items()
+        if isinstance(c, type) and not isinstance(getattr(model, k), c)
+    }
+
+
+def get_class(path):
+    """What has this full name."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """name -> the folder in which it has been trained, after the recipes that it needs, and whether its student changed."""
@@ -72,6 +94,7 @@ def run(tmp_path_factory):
                 with pytest.raises(SystemExit, match="^0$"):
                     main(pairs)
             cli = instantiate(recipes.find(name), options(name, folder))
+            assert kinds_other_than_named(cli.model, yaml.safe_load(TEXT[name])["model"]["init_args"]) == {}
             before = {k: v.clone() for k, v in cli.model.student.state_dict().items()}
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
             changed[name] = any(not torch.equal(v, before[k]) for k, v in cli.model.student.state_dict().items())

@@ -5,8 +5,6 @@
 The unconditional branch is `Generator.unconditional`. A student that is told w has it as the scalar condition "w" of its network.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,20 +13,21 @@ from fewstep.generator import Generator
 from fewstep.sampling import sample
 
 
-@dataclass(frozen=True)
 class TeacherGuidance:
     """w uniform in [low, high] (fixed where they are equal; 1 is no guidance).
 
-    told: the student gets w as the condition "w": it then samples at any w in the range with one evaluation per step.
+    No dataclass: recipes name its subclasses, and a parameter typed as a dataclass makes that very class of whatever a recipe names.
+
+    Args:
+        told: the student gets w as the condition "w": it then samples at any w in the range with one evaluation per step.
+    Raises:
+        ValueError: high < low.
     """
 
-    low: float = 1.0
-    high: float = 1.0
-    told: bool = False
-
-    def __post_init__(self) -> None:
-        if self.high < self.low:
-            raise ValueError(f"guidance is drawn from [low, high], got [{self.low}, {self.high}]")
+    def __init__(self, low: float = 1.0, high: float = 1.0, told: bool = False) -> None:
+        if high < low:
+            raise ValueError(f"guidance is drawn from [low, high], got [{low}, {high}]")
+        self.low, self.high, self.told = low, high, told
 
     def draw(self, x: Tensor) -> Tensor:
         """(B,) scales for states like x, float32 on its device; random numbers are drawn only where the scale is."""

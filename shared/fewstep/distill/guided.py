@@ -10,7 +10,6 @@ With adapters (LoRA-enhanced distillation, arXiv:2312.06899) the base stays froz
 adapters are off: one set of weights in memory. No code of that paper is public.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,11 +34,11 @@ def matching_loss(f: Denoise, teacher: Denoise, x_t: Tensor, t: Tensor, distance
     return distance(f(x_t, t).x0, wanted)
 
 
-@dataclass(frozen=True)
 class ToldTeacher(TeacherGuidance):
     """Guidance of a teacher that is told w, as stage 1 leaves it: one evaluation per call; the student is told too."""
 
-    told: bool = True
+    def __init__(self, low: float = 1.0, high: float = 1.0) -> None:
+        super().__init__(low, high, told=True)
 
     def teacher(self, teacher: Generator, cond: Cond, y: Tensor | None, w: Tensor) -> Denoise:
         """The teacher at these w."""

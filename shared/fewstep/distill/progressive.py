@@ -26,7 +26,6 @@ from fewstep.denoiser import Cond, Denoise
 from fewstep.distances import Distance, SquaredL2
 from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
-from fewstep.distill.guided import ToldTeacher
 from fewstep.distill.line import secant
 from fewstep.distill.weighting import MaxSNR, Weighting
 from fewstep.generator import Generator
@@ -104,8 +103,7 @@ class ProgressiveDistillation(Distiller):
         teacher: Generator,
         iterations: int,
         halving: Halving = Halving(),
-        guidance: TeacherGuidance
-        | ToldTeacher = TeacherGuidance(),  # named both: recipes know no subclasses of dataclasses
+        guidance: TeacherGuidance = TeacherGuidance(),
         weighting: Weighting = MaxSNR(),
         distance: Distance = SquaredL2(),
         **kwargs: Any,

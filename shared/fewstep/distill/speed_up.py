@@ -9,7 +9,6 @@ batch, or the empty one. The two losses pull apart where long steps err, and the
 it. Their balance, and how the paper draws its negatives, are not published as code.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,20 +50,17 @@ def multi_step_loss(
     return distance(sample_each(f, x_t, path, DDIM(), times, y), step(teacher, path, x_t, t, s, y))
 
 
-@dataclass(frozen=True)
 class NegativeGuidance(TeacherGuidance):
     """Guidance against negative conditions: `cond` has them as negative_...; the unconditional ones where it has none.
 
     empty: the share of samples whose negative is the unconditional one; the others have that of another sample.
     """
 
-    told: bool = True
-    empty: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.told or not 0 <= self.empty <= 1:
-            raise ValueError(f"a branch is told w and empty is a share, got told={self.told} and empty={self.empty}")
+    def __init__(self, low: float = 1.0, high: float = 1.0, empty: float = 0.25) -> None:
+        super().__init__(low, high, told=True)
+        if not 0 <= empty <= 1:
+            raise ValueError(f"empty is a share, allowed are 0 to 1, got {empty}")
+        self.empty = empty
 
     def draw_negatives(self, generator: Generator, cond: Cond) -> Cond:
         """cond with a negative_... beside everything that the unconditional branch has differently."""

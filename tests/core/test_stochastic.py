@@ -21,6 +21,7 @@ from fewstep.solvers.ancestral import Ancestral, UnitGainAncestral
 from fewstep.solvers.bridge import BridgeStart
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.diffusion import ConstantDiffusion, NoiseDiffusion, OwnDiffusion
+from fewstep.solvers.double_step import DoubleStep
 from fewstep.solvers.dpmpp_2m import DPMpp2M
 from fewstep.solvers.euler_maruyama import EulerMaruyama
 from fewstep.solvers.gamma import GammaSampling
@@ -57,6 +58,7 @@ CONVERGENT = {
     "ancestral": Ancestral(),
     "half ancestral": Ancestral(0.5),
     "residual": ResidualAncestral(0.7),
+    "double step": DoubleStep(),
 }
 # s must fall with t for unit-gain chains.
 FALLING = ("vp", "rf", "edm", "ouve", "rddm")
@@ -323,6 +325,26 @@ def test_gamma_sampling_goes_through_the_level_below(gamma):
     assert row.x[0] == pytest.approx(a_s / a_u * down.x[0], rel=1e-9)
     assert row.e[0] == pytest.approx(a_s / a_u * down.e[0], rel=1e-9)
     assert row.noise == pytest.approx(math.sqrt(s_s**2 - (a_s * s_u / a_u) ** 2), rel=1e-9)
+
+
+def test_a_double_step_is_two_steps_of_ddim_and_noise_for_one():
+    path, grid = VP(), linear(0.9, 0.3, 3)
+    t, s, u = grid[:3].tolist()
+    (down,) = DDIM().plan(path, torch.tensor([t, u], dtype=torch.float64))
+    (a_u, _, s_u), (a_s, _, s_s) = level(path, u), level(path, s)
+    row = DoubleStep().plan(path, grid)[0]
+    assert (row.x[0], row.e[0]) == pytest.approx((a_s / a_u * down.x[0], a_s / a_u * down.e[0]), rel=1e-12)
+    assert row.noise == pytest.approx(math.sqrt(s_s**2 - (a_s * s_u / a_u) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("path", over({k: PATHS[k] for k in ("vp", "edm", "rf", "resshift15")}))
+def test_the_last_double_step_ends_clean(path):
+    (first, last), (ddim,) = (
+        s.plan(path, g)
+        for s, g in zip((DoubleStep(), DDIM()), (Uniform()(path, 2), Uniform()(path, 2)[1:]), strict=True)
+    )
+    assert first.noise > 0
+    assert (last.x[0], last.e[0], last.noise) == pytest.approx((ddim.x[0], ddim.e[0], 0.0), abs=1e-14)
 
 
 def test_strategic_sampling_goes_through_an_earlier_time():

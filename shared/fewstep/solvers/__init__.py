@@ -18,6 +18,7 @@ from fewstep.solvers.diffusion import ConstantDiffusion as ConstantDiffusion
 from fewstep.solvers.diffusion import Diffusion as Diffusion
 from fewstep.solvers.diffusion import NoiseDiffusion as NoiseDiffusion
 from fewstep.solvers.diffusion import OwnDiffusion as OwnDiffusion
+from fewstep.solvers.double_step import DoubleStep as DoubleStep
 from fewstep.solvers.dpm_fast import DPMFast as DPMFast
 from fewstep.solvers.dpm_multistep import DPM2M as DPM2M
 from fewstep.solvers.dpm_multistep import DPM3M as DPM3M

@@ -129,6 +129,24 @@ def test_every_recipe_trains(run, name):
     assert list(where.rglob("metrics.csv")), "the recipe's own log"
 
 
+@pytest.mark.parametrize("name", [n for n in ALL if n.startswith("toy")])
+def test_methods_train_in_bf16_with_weights_in_float32(run, name):
+    run(name)
+    given = ["--trainer.precision=bf16-mixed", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
+    given += ["--trainer.callbacks=[{class_path: fewstep.train.ema.EMA, init_args: {decay: 0.99}}]"]
+    cli, seen = instantiate(recipes.find(name), [*options(name, run.folder), *given]), set()
+    net = cli.model.student.denoiser.net
+    layer = next(m for m in net.modules() if isinstance(m, torch.nn.Linear))
+    layer.register_forward_hook(lambda m, x, out: seen.add(out.dtype))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    after = net.state_dict()
+    assert torch.bfloat16 in seen
+    assert {v.dtype for v in after.values()} == {v.dtype for v in before.values()}
+    assert all(v.isfinite().all() for v in after.values())
+    assert any(not torch.equal(v, before[k]) for k, v in after.items())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_every_recipe_says_what_it_is_and_has_no_setting_of_its_own_twice(name):
     text = TEXT[name]

@@ -247,8 +247,13 @@ def test_a_curriculum_slows_the_average_as_consistency_models_say():
 
 
 def test_the_weight_multiplies_the_distance():
-    plain, weighed = (distillation(net=mlp().denoiser.net, weighting=w) for w in (Even(), InverseInterval()))
-    torch.testing.assert_close(loss_of(weighed), 8 * loss_of(plain))  # every interval is 1/8
+    class Eight(Even):
+        def __call__(self, t, s, path):
+            assert (s < t).all()
+            return 8 * super().__call__(t, s, path)
+
+    plain, weighed = (distillation(net=mlp().denoiser.net, weighting=w) for w in (Even(), Eight()))
+    torch.testing.assert_close(loss_of(weighed), 8 * loss_of(plain))
 
 
 def test_anchors_reach_teacher_and_student():
@@ -797,10 +802,11 @@ def test_weights_are_what_their_names_say(path, a, s):
     t, end = torch.tensor([0.4], dtype=torch.float64), torch.tensor([0.15], dtype=torch.float64)
     a, s = (math.cos(0.4), math.sin(0.4)) if a is None else (a, s)
     rho = s / a
+    gap = rho - {EDM: 0.15, RectifiedFlow: 0.15 / 0.85, Trig: math.tan(0.15)}[type(path)]
     for weighting, expected in [
         (Even(), 1.0),
-        (InverseInterval(), 4.0),
-        (InverseInterval(0.5), 2.0),
+        (InverseInterval(), 1 / gap),
+        (InverseInterval(0.5), gap**-0.5),
         (MaxSNR(), max(1 / rho**2, 1.0)),
         (MaxSNR(50.0), 50.0),
         (MinSNR(), min(1 / rho**2, 5.0)),
@@ -818,7 +824,7 @@ def test_weights_where_there_is_no_signal():
     one, s = torch.ones(1, dtype=torch.float64), torch.full((1,), 0.5, dtype=torch.float64)
     for weighting, expected in [(MaxSNR(), 1.0), (SNRPlusOne(), 1.0), (MinSNR(), 0.0), (InverseOutputScale(), 2.0)]:
         assert weighting(one, s, FLOW).item() == expected
-    assert InverseInterval()(s, s, FLOW).item() == 0.0
+    assert InverseInterval()(s, s, FLOW).item() == InverseInterval()(one, s, FLOW).item() == 0.0
 
 
 # --- runs that are killed ----------------------------------------------------------------------------------------

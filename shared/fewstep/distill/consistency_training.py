@@ -10,7 +10,7 @@ The teacher is what the student begins as (a fresh `student` trains from scratch
                              network (its masks are shared). Its steps double with progress, not at given iterations.
     ECT (arXiv:2406.14548)   `ContinuousIntervals()`, mu = 0, `InverseInterval`
 
-The noise levels of intervals are rho = s/a on every path, the 1/(t - s) of weights is in the path's own time.
+The noise levels of intervals and of the weight's 1/(rho_t - rho_s) are rho = s/a on every path.
 """
 
 from typing import Any

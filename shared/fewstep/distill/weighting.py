@@ -31,12 +31,17 @@ class Even(Weighting):
 
 @dataclass(frozen=True)
 class InverseInterval(Weighting):
-    """(t - s)^-power in the path's own time, 0 where s = t: iCT (arXiv:2310.14189) and ECT (arXiv:2406.14548) on EDM's path."""
+    """(rho_t - rho_s)^-power, 0 where s = t: iCT (arXiv:2310.14189) and ECT (arXiv:2406.14548).
+
+    In the noise level rho, the time of EDM's path, so that the loss is the same on every path: in the time of a rectified flow weights would
+    grow with rho where they should fall.
+    """
 
     power: float = 1.0
 
     def __call__(self, t: Tensor, s: Tensor, path: Path) -> Tensor:
-        gap = t.double() - s.double()
+        rho_t, rho_s = ((-path.log_snr(v.double())).exp() for v in (t, s))
+        gap = rho_t - rho_s
         return torch.where(gap > 0, gap**-self.power, 0.0)
 
 

@@ -2,6 +2,7 @@
 
     stage 1    x_t = path.sample(x0, eps, t),   w ~ U[low, high],   L = weight(t) d( f(x_t, t, w), sg D^w(x_t, t) )
     stage 2    fewer steps: progressive distillation of that student (progressive.py); `ToldTeacher` draws the w of both
+    sampling   DDIM, or the paper's stochastic steps of double length (solvers/double_step.py)
 
 D^w = D_u + w (D_c - D_u); the paper writes w + 1 for this w, so its [0, 4] is [1, 5] here, its [2, 14] for latents
 [3, 15].

@@ -95,6 +95,7 @@ def compare(task: Problem, nfe: int, seed: int, effort: Effort, clean: float | N
         "settings_that_ran": len(tried),
         "best_of_each_scheduler_on_a_few_starts": dict(sorted(kinds.items(), key=lambda item: item[1])),
         "times": table.times,
+        "largest_sum_of_weights": max(sum(map(abs, (*line.x, *line.e))) for line in table.lines),
     }
 
 

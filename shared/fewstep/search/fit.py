@@ -136,16 +136,19 @@ def fit_table(
 
 
 def grown(table: Table, nfe: int, clean: float | None = None) -> Table:
-    """The same samples with `nfe` evaluations: the longest steps (in lambda) are cut, and what is evaluated there weighs 0.
+    """The same samples with `nfe` evaluations: the longest steps are cut, and what is evaluated there weighs 0.
 
-    t_i -> t_{i+1} becomes a DDIM step t_i -> t_m and a row t_m -> t_{i+1} with the weights of before and 0 for x_m and E_m.
+    t_i -> t_{i+1} becomes a DDIM step t_i -> t_m and a row t_m -> t_{i+1} with the weights of before and 0 for x_m and E_m. Lengths are
+    angles atan(a/s): in lambda the last step is the longest however often it is cut, and estimates at nearly one time get large
+    weights that cancel on all starts but a few.
     """
     path, lines = table.path, list(table.lines)
     while len(lines) < nfe:
         starts = torch.tensor([line.t for line in lines], dtype=torch.float64)
         lam = torch.cat([path.log_snr(starts).clamp(min=LEVELS[0]), torch.tensor([span(path, clean)[1]])])
-        i = int(lam.diff().argmax())
-        middle = path.time_of_log_snr((lam[i : i + 1] + lam[i + 1]) / 2)
+        angle = lam.exp().atan()
+        i = int(angle.diff().argmax())
+        middle = path.time_of_log_snr(((angle[i : i + 1] + angle[i + 1]) / 2).tan().log())
         c, gain = (v.item() for v in data_form(path, starts[i : i + 1], middle))
         cut = TableRow(lines[i].t, middle.item(), (c,), (gain,))
         rest = replace(lines[i], t=cut.s, x=(0.0, *lines[i].x), e=(0.0, *lines[i].e))

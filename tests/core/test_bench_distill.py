@@ -159,5 +159,12 @@ def test_the_picture_shows_medians_of_every_method(tmp_path):
     rows = [row("kd", seed, d) for seed, d in enumerate((0.03, 0.2, 0.04))] + [row("cd", 0, 0.06)]
     rows[-1]["at"] = {"4": {"sliced_wasserstein": 0.05}}  # a method with a fixed number of steps
     assert distill.medians(rows, Ring()) == {"kd": {"1": 0.04, "2": 0.02, "4": 0.01}, "cd": {"4": 0.05}}
+    full = {"guidance": 1.0, "own_steps": 4, "cpu_seconds": 7.0, "teacher": {"sliced_wasserstein": 0.02, "modes": 8}}
+    for k, row in enumerate(rows):
+        row.update(full)
+        row["at"]["4"].update(to_teacher=0.1, modes=8 - k % 2)
+    table = distill.pages(rows, {"ring": {"sliced_wasserstein": 0.02}})
+    assert "| kd | 1 | 0.040 | 0.020 | 0.010 | 4 | 0.010 | 7 | 0.100 | 0.020 | 7 | 3 |" in table
+    assert "| cd | 1 |  |  | 0.050 | 4 |" in table
     distill.draw(rows, {"ring": {"sliced_wasserstein": 0.02}}, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000

@@ -174,6 +174,53 @@ def medians(rows: Sequence[Mapping[str, Any]], world: World) -> dict[str, dict[s
     return {m: {n: median(v) for n, v in at.items()} for m, at in found.items()}
 
 
+def pages(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table per world: medians over the seeds, best first, and of modes the fewest."""
+    lines = []
+    for world in (WORLDS[name]() for name in floor):
+        kept = [r for r in rows if r["world"] == world.name]
+        table, others = medians(kept, world), [k for k in kept[0]["teacher"] if k != world.distance] if kept else []
+        real = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in floor[world.name].items())
+        lines += [
+            f"## {world.name}",
+            "",
+            f"{world.distance.replace('_', ' ').capitalize()}; real against real: {real}.",
+            "",
+        ]
+        head = [
+            "method",
+            "guidance",
+            "1 step",
+            "2",
+            "4",
+            "own steps",
+            "at these",
+            *others,
+            "to the teacher",
+            "teacher",
+            "CPU s",
+            "seeds",
+        ]
+        lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for method in sorted(table, key=lambda m: table[m].get("1", max(table[m].values()))):
+            runs = [r for r in kept if r["method"] == method]
+            own = [r["at"][str(r["own_steps"])] for r in runs]
+            worst = {k: min(o[k] for o in own) if k == "modes" else median(o[k] for o in own) for k in others}
+            figures = [
+                *(f"{table[method][n]:.3f}" if n in table[method] else "" for n in map(str, STEPS)),
+                str(runs[0]["own_steps"]),
+                f"{table[method][str(runs[0]['own_steps'])]:.3f}",
+                *(f"{v:.3g}" for v in worst.values()),
+                f"{median(o['to_teacher'] for o in own):.3f}",
+                f"{median(r['teacher'][world.distance] for r in runs):.3f}",
+                f"{median(r['cpu_seconds'] for r in runs):.0f}",
+                str(len(runs)),
+            ]
+            lines.append(f"| {method} | {runs[0]['guidance']:g} | {' | '.join(figures)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def draw(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, float]], file: Path) -> None:
     """The distance of every method at 1, 2 and 4 steps, one panel per world; the line is real against real."""
     import matplotlib
@@ -200,7 +247,7 @@ def draw(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, flo
 
 
 def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
-    """Make what is missing of the rows asked for, and write all of them; beside FILE.json a picture FILE.png."""
+    """Make what is missing of the rows asked for, and write all of them; beside FILE.json tables FILE.md and a picture FILE.png."""
     parser = argparse.ArgumentParser(prog="python -m fewstep.bench.distill", description=__doc__)
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="such as kd; all where not given")
@@ -227,6 +274,7 @@ def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> 
     floor = {w: floors(WORLDS[w](), args.seeds) for w in args.world}
     write({"bench": "distill", **machine(), "floors": floor, "rows": rows}, args.out)
     if args.out is not None:
+        Path(args.out).with_suffix(".md").write_text(pages(rows, floor))
         draw(rows, floor, Path(args.out).with_suffix(".png"))
     return 0
 

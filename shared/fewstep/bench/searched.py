@@ -21,7 +21,7 @@ from fewstep.metrics import sliced_wasserstein
 from fewstep.paths import DDPM
 from fewstep.sampling import sample
 from fewstep.search.evolve import Evolution
-from fewstep.search.fit import Effort, fit_table, fixed_tables
+from fewstep.search.fit import Effort, fit_table, fixed_tables, grown
 from fewstep.search.problem import Problem, items_of, problem
 from fewstep.search.starts import Starts, error, hardest, joined, reference, taken
 from fewstep.solvers.table import Table
@@ -67,11 +67,20 @@ def _quartered(starts: Starts) -> list[Starts]:
     return [taken(starts, part) for part in torch.arange(n).split([n // 4, n - n // 4])]
 
 
-def compare(task: Problem, nfe: int, seed: int, effort: Effort, clean: float | None) -> dict[str, Any]:
-    """One row: the fitted table, and the fixed solvers."""
+def compare(
+    task: Problem, nfe: int, seed: int, effort: Effort, clean: float | None, smaller: Table | None
+) -> tuple[Table, dict[str, Any]]:
+    """The fitted table, which also begins from a smaller one; and its row beside the fixed solvers."""
     start = time.process_time()
     table = fit_table(
-        task.path, task.fit, task.select, nfe, torch.Generator().manual_seed(seed), effort=effort, clean=clean
+        task.path,
+        task.fit,
+        task.select,
+        nfe,
+        torch.Generator().manual_seed(seed),
+        initial=[] if smaller is None else [grown(smaller, nfe, clean)],
+        effort=effort,
+        clean=clean,
     )
     seconds = time.process_time() - start
     ours = error(table, task.path, table.grid, task.report)
@@ -82,7 +91,7 @@ def compare(task: Problem, nfe: int, seed: int, effort: Effort, clean: float | N
     table_of_peers = peers.errors(list(dict.fromkeys(finalists)), task.path, task.report, nfe)
     best, least = next(iter(table_of_peers.items()))
     kinds = {p.scheduler: e for p, e in reversed(tried.items())}
-    return {
+    return table, {
         "nfe": nfe,
         "seed": seed,
         "ours": ours,
@@ -163,9 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         worlds = {n: w for n, w in mixture_worlds(PATH).items() if args.world is None or n.startswith(args.world)}
         found = (mixture_problem(n, w, seed, args.report) for n, w in worlds.items())
         for name, task, doubt in [network_problem(args, seed)] if args.model else found:
-            for nfe in args.nfe:
+            table = None
+            for nfe in sorted(args.nfe):
                 effort, clean = (QUICK, None) if args.model else (EFFORT[int(name.split("-")[0])], PATH.t_min)
-                row = {"world": name, **compare(task, nfe, seed, effort, clean), "reference_error": doubt}
+                table, figures = compare(task, nfe, seed, effort, clean, table)
+                row = {"world": name, **figures, "reference_error": doubt}
                 rows.append(row)
                 sys.stderr.write(f"{name} nfe {nfe} seed {seed}: {row['ours']:.5f} against {row['diffusers']:.5f}\n")
                 write({"bench": "searched", **machine(), "model": args.model, "rows": rows}, args.out)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from fewstep.prediction import U
 from fewstep.sampling import sample
 from fewstep.search import boss_steps, fit_olss, fit_table, reference, search_boss
 from fewstep.search.evolve import Evolution
-from fewstep.search.fit import Effort, grown
+from fewstep.search.fit import Effort, Fit, grown
+from fewstep.search.row_numbers import LARGEST, RowNumbers
 from fewstep.search.starts import error, fine_grid, hardest, joined, taken
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
@@ -107,6 +110,23 @@ def test_a_fitted_table_beats_the_solvers_it_began_from_on_starts_it_never_saw()
     ours = error(table, VP(), table.grid, [unseen])
     known = [error(s, VP(), fine_grid(VP(), 6), [unseen]) for s in (DDIM(), DPMpp2M(), UniPC(2))]
     assert ours < 0.5 * min(known)
+
+
+def test_a_table_of_cancelling_weights_is_no_result():
+    """Two weights of +-1e4 on estimates of nearly one time: exact where the estimate is linear in time, wild elsewhere."""
+    path, world = VP(), ring(VP(), std=0.15)
+    fit, select = starts(world, 64, 1), starts(world, 64, 2)
+    table = Table.of(UniPC(2), path, fine_grid(path, 5))
+    two = next(i for i, row in enumerate(table.lines) if len(row.e) > 1)
+    lines, row = list(table.lines), table.lines[two]
+    lines[two] = replace(row, e=(row.e[0] + 1e4, row.e[1] - 1e4, *row.e[2:]))
+    wild = Table(path, tuple(lines))
+    numbers = RowNumbers(wild, 7.0, anchor=False)
+    assert not numbers.steady(numbers.v)
+    assert RowNumbers(table, 7.0, anchor=False).steady(RowNumbers(table, 7.0, anchor=False).v)
+    assert math.isinf(Fit(wild, 7.0, [select]).error)
+    found = fit_table(path, [fit], [select], 5, torch.Generator().manual_seed(0), initial=[wild], effort=QUICK)
+    assert max(sum(map(abs, (*row.x, *row.e))) for row in found.lines) <= LARGEST
 
 
 @pytest.mark.parametrize("solver", [DDIM(), UniPC(3), DPM3M()], ids=lambda s: type(s).__name__)

@@ -68,12 +68,13 @@ class Fit:
     def __init__(self, table: Table, clean: float, select: Sequence[Starts]) -> None:
         self.numbers = RowNumbers(table, clean, anchor=select[0].y is not None)
         self.minimiser = Minimiser(self.numbers.v)
-        self.select, self.table, self.error = select, table, error(table, table.path, table.grid, select)
+        self.select, self.table = select, table
+        self.error = self._measured(table) if self.numbers.steady(self.numbers.v) else math.inf
 
     def run(self, starts: Sequence[Starts], iterations: int, select: Sequence[Starts]) -> None:
         """Iterate until little is gained any more."""
         if len(select) != len(self.select):
-            self.select, self.error = select, error(self.table, self.table.path, self.table.grid, select)
+            self.select, self.error = select, self._measured(self.table) if self.error < math.inf else math.inf
         problem, minimiser = EndPoints(self.numbers, starts), self.minimiser
         minimiser.mu = max(minimiser.mu, 1e-6)  # other starts than before may not take steps as bold
         before = problem.square(minimiser.v)
@@ -81,12 +82,16 @@ class Fit:
             if not minimiser.iterate(problem):
                 break
             table = self.numbers.table(minimiser.v)
-            reached = error(table, table.path, table.grid, self.select)
+            reached = self._measured(table)
             if reached < self.error:
                 self.table, self.error = table, reached
             if minimiser.square > (1 - GAIN) * before:
                 break
             before = minimiser.square
+
+    def _measured(self, table: Table) -> float:
+        """The error on the selecting starts."""
+        return error(table, table.path, table.grid, self.select)
 
 
 def fit_table(

@@ -25,6 +25,9 @@ from fewstep.solvers.table import Table, line
 OUTLIER = 5.0
 # Neighbouring times stay this far apart in lambda.
 CLOSEST = 1e-3
+# The magnitudes of a row's weights add up to no more. Larger ones cancel, which is exact on the starts that are fitted, wild on a few others,
+# and multiplies the rounding of a network.
+LARGEST = 50.0
 
 
 class Slot(NamedTuple):
@@ -49,6 +52,7 @@ class RowNumbers:
         self.rows = _filled(table.plan(table.path, table.grid))
         self.slots = [slot for i, row in enumerate(self.rows) for slot in _slots(i, row, anchor)]
         self.timed = [n for n, slot in enumerate(self.slots) if slot.kind == "t"]
+        self.rows_of_weights = torch.tensor([len(self.rows) if slot.kind == "t" else slot.row for slot in self.slots])
         t = torch.tensor([row.t for row in self.rows], dtype=torch.float64)
         self.first = self.path.log_snr(t)[0].item()
         lam = self.path.log_snr(t).tolist()
@@ -61,9 +65,14 @@ class RowNumbers:
         )
 
     def allowed(self, v: Tensor) -> bool:
-        """Whether the times of v decrease, inside the range of the denoiser."""
+        """Whether the times of v decrease, inside the range of the denoiser, and its rows are `steady`."""
         lam = torch.cat([torch.tensor([self.first], dtype=torch.float64), v[self.timed]])
-        return bool(v.isfinite().all() and (lam.diff() >= CLOSEST).all() and lam[-1] <= self.clean)
+        return bool(v.isfinite().all() and (lam.diff() >= CLOSEST).all() and lam[-1] <= self.clean and self.steady(v))
+
+    def steady(self, v: Tensor) -> bool:
+        """Whether no row weighs more than LARGEST in all."""
+        sums = v.new_zeros(len(self.rows) + 1).index_add_(0, self.rows_of_weights, v.abs())[:-1]
+        return bool(sums.max() <= LARGEST)
 
     def table(self, v: Tensor) -> Table:
         """The table of a vector."""

@@ -77,8 +77,11 @@ def _components(count: int = 32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def patch_features(x: Tensor) -> Tensor:
-    """Of patches (B, 3, 16, 16), (B, 33) in float64: coordinates on the leading principal axes of real ones, in deviations; and the log of
-    the root mean square of the rest, which tells blur and grain."""
+    """Features of patches (B, 3, 16, 16) in [-1, 1]: (B, 33) in float64.
+
+    32 coordinates on the leading principal axes of real patches, in their deviations, and the log of the root mean square of what is left,
+    which tells blur and grain.
+    """
     mean, axes, deviations = _components()
     x = x.flatten(1).double().cpu() - mean
     z = x @ axes
@@ -88,7 +91,7 @@ def patch_features(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PatchesJudge(Judge):
-    """frechet: distance of the batch's coordinates of `patch_features` to those of its data, one number for all its samples.
+    """frechet: Frechet distance of the batch's `patch_features` to those of its data, one number for all its samples.
 
     Compare it at equal batches only: it is biased at small ones.
     """
@@ -99,5 +102,5 @@ class PatchesJudge(Judge):
 
 
 def draw(n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """A batch of n patches to train on."""
+    """A batch of n random patches to train on: {"x0": (n, 3, 16, 16) in [-1, 1], "label": (n,)}."""
     return _Draws().batch(n, generator)

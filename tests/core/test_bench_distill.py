@@ -143,6 +143,20 @@ def test_digits_from_stored_pairs_make_them_first(tmp_path):
     assert 0 <= row["at"]["1"]["accuracy"] <= 1
 
 
+def test_finished_rows_are_written_without_training(tmp_path, monkeypatch, capsys):
+    row = distill.measured("ring_kd", Small(), 0, tmp_path) | {"world": "ring"}
+    place = tmp_path / "ring/0/ring_kd"
+    place.mkdir(parents=True)
+    (place / "row.json").write_text(json.dumps(row))
+    monkeypatch.setattr(distill, "trained", lambda *args: pytest.fail("nothing is to be trained"))
+    out = tmp_path / "table.json"
+    options = ["--world", "ring", "--seeds", "0", "--folder", str(tmp_path), "--finished", "--out", str(out)]
+    assert distill.main(argv=options) == 0
+    assert json.loads(out.read_text())["rows"] == [row]
+    assert "| kd | 1 |" in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".png").is_file()
+
+
 def test_the_guidance_of_a_recipe_is_the_middle_of_its_range():
     guided, plain = (yaml.safe_load((recipes.folder() / f"toy/ring_{n}.yaml").read_text()) for n in ("lcm", "kd"))
     assert distill.guidance_of(guided) == 3.0
@@ -163,7 +177,7 @@ def test_the_picture_shows_medians_of_every_method(tmp_path):
     for k, row in enumerate(rows):
         row.update(full)
         row["at"]["4"].update(to_teacher=0.1, modes=8 - k % 2)
-    table = distill.pages(rows, {"ring": {"sliced_wasserstein": 0.02}})
+    table = distill.pages(rows, {"ring": {"sliced_wasserstein": 0.02, "modes": 8}})
     assert "| kd | 1 | 0.040 | 0.020 | 0.010 | 4 | 0.010 | 7 | 0.100 | 0.020 | 7 | 3 |" in table
     assert "| cd | 1 |  |  | 0.050 | 4 |" in table
     distill.draw(rows, {"ring": {"sliced_wasserstein": 0.02}}, tmp_path / "table.png")

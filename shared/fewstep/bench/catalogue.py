@@ -5,6 +5,7 @@ from fewstep.solvers.base import Solver
 from fewstep.solvers.bdia import BDIA
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.deis import DEIS
+from fewstep.solvers.double_step import DoubleStep
 from fewstep.solvers.dpm_multistep import DPM2M, DPM3M, DPMMultistep, DPMpp3M
 from fewstep.solvers.dpm_sde import DPMpp2MSDE, DPMpp3MSDE
 from fewstep.solvers.dpm_singlestep import DPM2S, DPM3S, DPMpp2S, DPMpp3S
@@ -62,6 +63,7 @@ STOCHASTIC: dict[str, Solver] = {
     "ancestral, eta 0.5": Ancestral(0.5),
     "ancestral, unit gain": UnitGainAncestral(),
     "ancestral, exponential": ExponentialAncestral(),
+    "double step": DoubleStep(),
     "DPM-Solver++(2M) SDE": DPMpp2MSDE(),
     "DPM-Solver++(3M) SDE": DPMpp3MSDE(),
     "DPM-Solver++ SDE": DPMppSDE(),

@@ -179,46 +179,42 @@ def pages(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, fl
     lines = []
     for world in (WORLDS[name]() for name in floor):
         kept = [r for r in rows if r["world"] == world.name]
-        table, others = medians(kept, world), [k for k in kept[0]["teacher"] if k != world.distance] if kept else []
+        others = [k for k in floor[world.name] if k != world.distance]
         real = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in floor[world.name].items())
         lines += [
             f"## {world.name}",
             "",
-            f"{world.distance.replace('_', ' ').capitalize()}; real against real: {real}.",
+            f"Distance: {world.distance.replace('_', ' ')}. Real against real: {real}.",
             "",
         ]
-        head = [
-            "method",
-            "guidance",
-            "1 step",
-            "2",
-            "4",
-            "own steps",
-            "at these",
-            *others,
-            "to the teacher",
-            "teacher",
-            "CPU s",
-            "seeds",
-        ]
+        head = ["method", "guidance", "1 step", "2", "4", "own steps", "at these"]
+        head += [*others, *["to the teacher", "teacher", "CPU s", "seeds"]]
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        table = medians(kept, world)
         for method in sorted(table, key=lambda m: table[m].get("1", max(table[m].values()))):
             runs = [r for r in kept if r["method"] == method]
-            own = [r["at"][str(r["own_steps"])] for r in runs]
-            worst = {k: min(o[k] for o in own) if k == "modes" else median(o[k] for o in own) for k in others}
-            figures = [
-                *(f"{table[method][n]:.3f}" if n in table[method] else "" for n in map(str, STEPS)),
-                str(runs[0]["own_steps"]),
-                f"{table[method][str(runs[0]['own_steps'])]:.3f}",
-                *(f"{v:.3g}" for v in worst.values()),
-                f"{median(o['to_teacher'] for o in own):.3f}",
-                f"{median(r['teacher'][world.distance] for r in runs):.3f}",
-                f"{median(r['cpu_seconds'] for r in runs):.0f}",
-                str(len(runs)),
-            ]
-            lines.append(f"| {method} | {runs[0]['guidance']:g} | {' | '.join(figures)} |")
+            lines.append(f"| {method} | {' | '.join(_cells(runs, table[method], others, world.distance))} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _cells(
+    runs: Sequence[Mapping[str, Any]], at: Mapping[str, float], others: Sequence[str], distance: str
+) -> list[str]:
+    """The cells of a method after its name; at: steps -> the median distance."""
+    steps = str(runs[0]["own_steps"])
+    own = [r["at"][steps] for r in runs]
+    return [
+        f"{runs[0]['guidance']:g}",
+        *(f"{at[n]:.3f}" if n in at else "" for n in map(str, STEPS)),
+        steps,
+        f"{at[steps]:.3f}",
+        *(f"{(min if k == 'modes' else median)(o[k] for o in own):.3g}" for k in others),
+        f"{median(o['to_teacher'] for o in own):.3f}",
+        f"{median(r['teacher'][distance] for r in runs):.3f}",
+        f"{median(r['cpu_seconds'] for r in runs):.0f}",
+        str(len(runs)),
+    ]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, float]], file: Path) -> None:
@@ -256,6 +252,7 @@ def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> 
     parser.add_argument(
         "--part", default="0/1", metavar="I/N", help="make only every N-th of the methods, from the I-th on"
     )
+    parser.add_argument("--finished", action="store_true", help="write what is there, train nothing")
     parser.add_argument("--out", metavar="FILE", default=out)
     args = parser.parse_args(argv)
     torch.set_num_threads(threads)
@@ -267,6 +264,8 @@ def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> 
                 m for m in entries(plan(world)) if args.methods is None or m.removeprefix(world.prefix) in args.methods
             ]
             for name in chosen[part::parts]:
+                if args.finished and not (args.folder / world.name / str(seed) / name / "row.json").is_file():
+                    continue
                 row = measured(name, world, seed, args.folder)
                 rows.append(row)
                 own = row["at"][str(row["own_steps"])]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from fewstep import recipes
 from fewstep.artifacts import save
-from fewstep.bench.distill import entries, plan
+from fewstep.bench.distill import entries, plan, stored_pairs
 from fewstep.bench.distill_worlds import DigitsWorld, made, replaced
 from fewstep.bench.timing import machine, write
 from fewstep.train.loader import StatefulLoader
@@ -98,8 +98,9 @@ def built(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
     for teacher in plan(DigitsWorld())[name]:
         if not Path(f"runs/{teacher}/last").is_dir():
             save(built(teacher).model.student, f"runs/{teacher}/last")
-    recipe = moved(yaml.safe_load((recipes.folder() / f"digits/{name}.yaml").read_text()))
-    if "StoredPairs" in (recipes.folder() / f"digits/{name}.yaml").read_text():
+    own = yaml.safe_load((recipes.folder() / f"digits/{name}.yaml").read_text())
+    recipe = moved(own)
+    if stored_pairs(own) is not None:
         pool = {"class_path": "fewstep.distill.pool.PairPool", "init_args": {"size": BATCH, "fresh": 0}}
         recipe["model"]["init_args"]["pool"] = pool
     recipe["model"]["init_args"].update(changes)

@@ -7,7 +7,7 @@ v is that of the data (training from scratch) or of a teacher, guided or not. Th
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,25 @@ from fewstep.train.shell import Batch, Terms
 
 # (x, t, s) -> the average velocity over [s, t]; x (B, ...), times (B,).
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Drawn(NamedTuple):
+    """What a loss begins with: data x0, noise eps and the state x_t (B, ...), anchor y; times t, s (B,), of which the first m pairs differ.
+
+    cond: of the teacher, told: of the student; kept: (B,), whose conditions were not dropped; scale: (B,) of the teacher's guidance.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    y: Tensor | None
+    t: Tensor
+    s: Tensor
+    m: int
+    cond: Cond
+    told: Cond
+    kept: Tensor
+    scale: Tensor
 
 
 class AverageVelocity(Distiller):
@@ -53,6 +72,17 @@ class AverageVelocity(Distiller):
         self.times, self.velocity, self.drop = times, velocity, drop
         self.guide(guidance)
 
+    def drawn(self, batch: Batch) -> Drawn:
+        """Conditions dropped, noise, guidance and times drawn, in this order."""
+        student = cast(JumpGenerator, self.student)
+        x0, cond, y = student.prepare(batch)
+        cond, kept = drop_conditions(student, cond, x0, self.drop)
+        path, eps, scale = student.denoiser.path, torch.randn_like(x0), self.guidance.draw(x0)
+        t, s, m = self.times(len(x0), path)
+        t, s = t.to(x0.device), s.to(x0.device)
+        told = self.guidance.student_cond(cond, scale)
+        return Drawn(x0, eps, path.sample(x0, eps, t, y), y, t, s, m, cond, told, kept, scale)
+
 
 class ConsistentAverage(AverageVelocity):
     """Flow matching where s = t, and beyond a target made of the student's own shorter jumps: methods write `interval_target`.
@@ -69,13 +99,8 @@ class ConsistentAverage(AverageVelocity):
 
     def loss(self, batch: Batch) -> Terms:
         """The square over both shares of the batch."""
+        x0, eps, x_t, y, t, s, m, cond, told, _, w = self.drawn(batch)
         student = cast(JumpGenerator, self.student)
-        x0, cond, y = student.prepare(batch)
-        cond, _ = drop_conditions(student, cond, x0, self.drop)
-        path, eps, w = student.denoiser.path, torch.randn_like(x0), self.guidance.draw(x0)
-        t, s, m = self.times(len(x0), path)
-        t, s = t.to(x0.device), s.to(x0.device)
-        x_t, told = path.sample(x0, eps, t, y), self.guidance.student_cond(cond, w)
 
         def rows(cond: Cond, part: slice) -> tuple[Cond, Tensor | None]:
             return {k: v[part] for k, v in cond.items()}, None if y is None else y[part]
@@ -86,6 +111,6 @@ class ConsistentAverage(AverageVelocity):
         if m < len(x0):
             own = rows(cond, flowing)
             teacher = self.guidance.teacher(self.teacher, *own, w[m:])
-            targets += [self.velocity(teacher, path, x0[m:], eps[m:], x_t[m:], t[m:], own[1])]
+            targets += [self.velocity(teacher, student.denoiser.path, x0[m:], eps[m:], x_t[m:], t[m:], own[1])]
         error = student.velocity(x_t, t, s, told, y) - torch.cat(targets)
         return {self.term: error.square().flatten(1).mean(1).mean()}

@@ -27,7 +27,6 @@ from fewstep.distill.velocity import OfData, Velocity
 from fewstep.generator import Generator
 from fewstep.jump import JumpGenerator
 from fewstep.jvp import Mode, jvp
-from fewstep.null_conditions import drop_conditions
 from fewstep.paths import expand
 from fewstep.train.shell import Batch, Terms
 
@@ -75,15 +74,9 @@ class MeanFlow(AverageVelocity):
 
     def loss(self, batch: Batch) -> Terms:
         """The weighted square of the MeanFlow identity."""
-        student = cast(JumpGenerator, self.student)
-        x0, cond, y = student.prepare(batch)
-        cond, kept = drop_conditions(student, cond, x0, self.drop)
-        path, eps, scale = student.denoiser.path, torch.randn_like(x0), self.guidance.draw(x0)
-        t, r, m = self.times(len(x0), path)
-        t, r = t.to(x0.device), r.to(x0.device)
-        x_t = path.sample(x0, eps, t, y)
-        v = self.velocity(self.guidance.teacher(self.teacher, cond, y, scale), path, x0, eps, x_t, t, y)
-        told = self.guidance.student_cond(cond, scale)
+        x0, eps, x_t, y, t, r, m, cond, told, kept, scale = self.drawn(batch)
+        student, teacher = cast(JumpGenerator, self.student), self.guidance.teacher(self.teacher, cond, y, scale)
+        v = self.velocity(teacher, student.denoiser.path, x0, eps, x_t, t, y)
         target = torch.where(expand(kept, v).bool(), self.guided(v, x_t, t, told, y), v)
         if m:  # beyond, r = t and the target is v
             rows = {name: value[:m] for name, value in told.items()}, None if y is None else y[:m]

@@ -1,7 +1,7 @@
 """Tables fitted to a model: the times and weights of all rows together, by least squares on the end points.
 
     minimise over (t_1, ..., t_{K-1}, all weights)   sum over starts of |x_K - reference end point|^2
-    x_{i+1} = c_i x_i + sum_{j <= i} w_ij E_j,       E_j = x0 at (x_j, t_j)
+    x_{i+1} = c_i x_i + sum_{j <= i} w_ij E_j,       E_j = x0 at (x_j, t_j),       |c_i| + sum_j |w_ij| <= LARGEST (row_numbers.py)
 
 Every row may weigh all estimates so far, so K evaluations leave K (K + 5)/2 - 1 numbers (17 at 4, 51 at 8): a few dozen starts
 determine them. That learned times and weights beat fixed formulas is the finding of Bespoke Solvers (arXiv:2310.19075), DMN

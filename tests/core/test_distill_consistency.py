@@ -450,7 +450,7 @@ def test_as_many_segments_as_steps_are_regression_on_the_teachers_steps():
 
 def test_teachers_steps_stop_at_the_ends_of_segments():
     step = ExactStep(world_on(FLOW))
-    model = distillation(cls=SegmentedConsistency, step=step, segments=Segments(4), intervals=Adjacent(50, stride=9))
+    model = distillation(cls=SegmentedConsistency, step=step, segments=Segments(4), intervals=Adjacent(52, stride=9))
     for seed in range(4):
         loss_of(model, seed=seed)
     t, s = (torch.cat(v) for v in zip(*step.seen, strict=True))
@@ -467,6 +467,19 @@ def test_a_boundary_but_for_rounding_belongs_to_the_segment_below(path):
             met = Uniform()(path, n)[:: n // k]
             torch.testing.assert_close(Segments(k).end(met[:-1], path), ends[1:], rtol=0, atol=0)
             torch.testing.assert_close(Segments(k).end((met[:-1] + met[1:]) / 2, path), ends[1:], rtol=0, atol=0)
+
+
+def test_students_are_trained_where_their_segments_begin():
+    with pytest.raises(ValueError, match=r"0\.75 is none of .* of 50 steps.*multiple of 4"):
+        SegmentedConsistency(mlp(), 1, Segments(4), intervals=Adjacent(50))
+    with pytest.raises(ValueError, match="multiple of 2"):
+        SegmentedConsistency(mlp(), 1, SegmentStages((8, 2)), intervals=Adjacent(25))
+    for segments in (Segments(4), SegmentStages((8, 4))):
+        step = ExactStep(world_on(FLOW))
+        model = distillation(cls=SegmentedConsistency, step=step, segments=segments, intervals=Adjacent(12))
+        for seed in range(4):
+            loss_of(model, seed=seed)
+        assert set(Segments(4).boundaries(FLOW)[:-1].tolist()) <= set(torch.cat([t for t, _ in step.seen]).tolist())
 
 
 def test_segments_merge_in_stages():
@@ -494,7 +507,9 @@ def test_a_rollout_needs_no_data_and_starts_on_the_teachers_trajectories():
 
 
 def test_segmented_students_step_through_their_segments():
-    student = SegmentedConsistency(mlp(), 1, Segments(3, Uniform(end=0.1)), steps=3).student
+    student = SegmentedConsistency(
+        mlp(), 1, Segments(3, Uniform(end=0.1)), intervals=Adjacent(18, Uniform(end=0.1)), steps=3
+    ).student
     assert (student.steps, student.solver, student.grid) == (3, DDIM(), Uniform(end=0.1))
     assert SegmentedConsistency(mlp(), 1, grid=Karras(sigma_max=80.0)).student.grid == Karras(sigma_max=80.0)
 

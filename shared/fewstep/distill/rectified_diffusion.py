@@ -2,7 +2,9 @@
 
     plain     x_t = a x + s z of a pair (z, x) of the teacher,  t ~ U:      L = d( f(x_t, t), x )
     phased    x_s = a_s x0 + s_s eps at the start of a segment [e, s] of noised data, x_e = the teacher's DDIM steps from it,
-              t ~ U(e, s], x_t on the line (distill/line.py) through x_s and x_e:      L = d( f's one step t -> e, x_e )
+              t in (e, s], x_t on the line (distill/line.py) through x_s and x_e:      L = d( f's one step t -> e, x_e )
+
+t is drawn among the teacher's own times in the segment, s among them: the student samples from there, where its function of t jumps.
 
 The student keeps path and prediction, and ends with one eps along each line: a first-order path. On a rectified flow the plain loss with
 the square is t^2 times reflow's. d is the pseudo-Huber distance per element with c = 0.001. On any path.
@@ -103,13 +105,13 @@ class PhasedRectifiedDiffusion(Distiller):
         self.guide(guidance)
 
     def loss(self, batch: Batch) -> Terms:
-        """A random segment and a random time in it for each sample."""
+        """A random segment and one of the teacher's times in it for each sample."""
         x0, cond, y = self.student.prepare(batch)
         path, n, w = self.teacher.denoiser.path, len(x0), self.guidance.draw(x0)
         ends = self.student.grid(path, self.student.steps)
         k = torch.randint(0, self.student.steps, (n,))
         s, e = ends[k].to(x0.device), ends[k + 1].to(x0.device)
-        t = s + (e - s) * torch.rand(n, dtype=torch.float64).to(x0.device)
+        t = s + (e - s) * (torch.randint(0, self.step.substeps, (n,)) / self.step.substeps).to(x0.device)
         with torch.no_grad():
             x_s = path.sample(x0, torch.randn_like(x0), s, y)
             x_e = self.step(self.guidance.teacher(self.teacher, cond, y, w), path, x_s, s, e, y)

@@ -7,7 +7,8 @@ One segment is consistency distillation, bit for bit where the clean end has no 
 regression on the teacher's steps. Sampled deterministically, one step per segment, on the segments' own grid. Configurations, each without
 its adversarial part:
 
-    PCM (arXiv:2405.18407)     `Segments(4)` on a grid of 50 steps, one DDIM step, `ElementwiseHuber`, guidance in [4, 5] that is not told
+    PCM (arXiv:2405.18407)     `Segments(4)` on a grid of 48 steps (the paper's 50, cut at whole numbers of them), one DDIM step,
+                               `ElementwiseHuber`, guidance in [4, 5] that is not told
     TSCD (arXiv:2404.13686)    `SegmentStages((8, 4, 2, 1))`, `SquaredL2`. The teacher is the diffusion model in every stage: Hyper-SD does
                                not say whether it is, or the student of the stage before.
     MLCM (arXiv:2406.05768)    stages too, drawn guidance that is told, and `rollout`: no data, x_t is a state of the teacher's trajectory
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoise, Denoiser
 from fewstep.distill.consistency import ConsistencyDistillation, EndPoint
+from fewstep.distill.intervals import Adjacent, Intervals, OnGrid
 from fewstep.distill.line import step
 from fewstep.distill.segments import Segments, SegmentStages
 from fewstep.distill.teacher_step import TeacherStep
@@ -35,6 +37,9 @@ class SegmentedConsistency(ConsistencyDistillation):
         segments: fixed, or merging in stages.
         rollout: x_t is where these steps take the guided teacher from fresh noise; without it, noised data.
         grid: the student's; that of the segments unless given.
+    Raises:
+        ValueError: a segment, of those of the end, begins between two times of the intervals' grid. The student jumps from there when it
+            samples; never trained at that time, it would be halfway between two segments' functions.
     """
 
     sampler = DDIM()
@@ -46,10 +51,21 @@ class SegmentedConsistency(ConsistencyDistillation):
         segments: Segments | SegmentStages = Segments(4),
         rollout: TeacherStep | None = None,
         grid: Grid | None = None,
+        intervals: Intervals = Adjacent(48),
         **kwargs: Any,
     ) -> None:
-        super().__init__(teacher, iterations, grid=grid or segments.grid, **kwargs)
+        super().__init__(teacher, iterations, grid=grid or segments.grid, intervals=intervals, **kwargs)
         self.segments, self.rollout = segments, rollout
+        if isinstance(self.intervals, OnGrid):
+            last, path = segments.at(1.0), teacher.denoiser.path
+            starts, times = last.boundaries(path)[:-1], self.intervals.times(path, 1.0)
+            away = (starts[:, None] - times).abs().amin(1)
+            if away.max() > 1e-9 * (path.t_max - path.t_min):
+                t, n = starts[away.argmax()].item(), len(times) - 1
+                raise ValueError(
+                    f"segments begin at times of the intervals' grid, and {t:g} is none of {self.intervals.grid} of {n} steps: "
+                    f"that of the segments, {last.grid}, with a multiple of {last.k} steps has all of them"
+                )
 
     def end(self, t: Tensor) -> Tensor:
         """The ends of the segments of t."""

@@ -73,7 +73,7 @@ def search_q_sched(
         c_e, c_x = (torch.linspace(v, 1.0, n, dtype=torch.float64).tolist() for v in (m, k))
         rising = sorted(zip(labels, c_e, strict=True))
         net = ScaledModel(denoiser.net, [v for v, _ in rising], [c for _, c in rising])
-        return Denoiser(net, denoiser.path, denoiser.prediction), scaled_states(table, c_x)
+        return Denoiser(net, denoiser.path, denoiser.prediction, denoiser.told), scaled_states(table, c_x)
 
     best = grid_search(lambda m, k: objective(*candidate(m, k)), axis, axis)
     return candidate(*best)

@@ -18,8 +18,8 @@ from fewstep.prediction import U
 from fewstep.sampling import sample
 from fewstep.search import boss_steps, fit_olss, fit_table, reference, search_boss
 from fewstep.search.evolve import Evolution
-from fewstep.search.fit import Effort, Fit, grown
-from fewstep.search.row_numbers import LARGEST, RowNumbers
+from fewstep.search.fit import Effort, Fit, grown, nearest, regressed_tables, usual_grids
+from fewstep.search.row_numbers import LARGEST, NOISE, OUTLIER, EndPoints, RowNumbers
 from fewstep.search.starts import error, fine_grid, hardest, joined, taken
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
@@ -152,6 +152,65 @@ class Velocity(torch.nn.Module):
         v = (1 - t) ** 2 * 0.09 + t**2
         centred = x - (1 - t) * 0.5
         return t / v * centred - 0.5 - (1 - t) * 0.09 / v * centred
+
+
+def test_the_gradient_of_the_end_points_is_that_of_their_sum_weights_and_all():
+    world, path = ring(VP()), VP()
+    part = starts(world, 64, 1)
+    numbers = RowNumbers(Table.of(UniPC(2), path, LogSNR(end=1e-3)(path, 4)), clean=7.0, anchor=False)
+    problem = EndPoints(numbers, [part])
+    assert problem.normal(numbers.v).square == problem.square(numbers.v)
+    generator = torch.Generator().manual_seed(0)
+    for large in (1.0, 3.0):
+        v = torch.where(problem.weights.bool(), large * numbers.v, numbers.v)
+        g = problem.normal(v).g
+        d = torch.randn(len(v), generator=generator, dtype=torch.float64) * (v.abs() + 0.01)
+        up, down = (problem.square(v + h * d) for h in (1e-6, -1e-6))
+        assert (up - down) / 2e-6 == pytest.approx(2 * (g @ d).item(), rel=1e-3)
+
+
+def test_large_weights_cost_as_errors_of_the_estimates_would():
+    """NOISE median(e) of independent error in every estimate that a single row weighs adds NOISE^2 median(e)^2 sum of squares."""
+    world, path = ring(VP()), VP()
+    part = starts(world, 512, 1)
+    numbers = RowNumbers(Table.of(DDIM(), path, Uniform()(path, 1)), clean=7.0, anchor=False)
+    problem = EndPoints(numbers, [part])
+    problem.normal(numbers.v)
+    e2 = (
+        sample(world, part.x, path, Table.of(DDIM(), path, Uniform()(path, 1)), Uniform()(path, 1)) - part.target
+    ).square()
+    median = e2.sum(1).median().item()
+    cost = 512 * NOISE**2 * median * (numbers.v[problem.weights.bool()] ** 2).sum().item()
+    c2 = OUTLIER**2 * median
+    assert problem.square(numbers.v) == pytest.approx((c2 * (e2.sum(1) / c2).log1p()).sum().item() + cost, rel=1e-9)
+
+
+def test_times_move_to_the_nearest_nodes_and_never_fall_together():
+    grid = fine_grid(VP(), 20)
+    assert nearest(grid, grid[[0, 3, 7, 8, 20]]) == (2, 6, 7)
+    for k in (1, 5, 19):
+        for own in usual_grids(VP(), k + 1):
+            nodes = nearest(grid, own)
+            assert list(nodes) == sorted(set(nodes))
+            assert len(nodes) == k
+            assert 0 <= min(nodes)
+            assert max(nodes) <= 18
+
+
+def test_regressions_begin_with_the_best_usual_grids():
+    world = ring(VP())
+    part = [starts(world, 64, 1)]
+    found = regressed_tables(VP(), part, 5, torch.Generator().manual_seed(0), QUICK)
+    grid = fine_grid(VP(), QUICK.nodes)
+    usual = {nearest(grid, own) for own in usual_grids(VP(), 5)}
+
+    def nodes(table):
+        return tuple((grid - t).abs().argmin().item() - 1 for t in table.times[1:-1])
+
+    assert all(nodes(t) in usual for t in found[: QUICK.fixed])
+    assert len({nodes(t) for t in found}) == len(found)
+    errors = [error(t, VP(), t.grid, part) for t in found]
+    assert errors[QUICK.fixed :] == pytest.approx(sorted(errors[QUICK.fixed :]), rel=0.02)  # ranked by the recorded end
 
 
 def test_the_hardest_starts_are_those_near_a_border():

@@ -8,6 +8,7 @@ determine them. That learned times and weights beat fixed formulas is the findin
 (arXiv:2402.17376), LD3 (arXiv:2405.15506) and S4S (arXiv:2502.17423), which descend by gradients through the network. Here
 
 1. an evolution (evolve.py) looks for good times, with the rows of every candidate by regression on the teacher's states (regress.py);
+   it begins with the usual grids, and the best of those go on whatever comes of the others;
 2. the best few of them, and of the fixed solvers on the usual grids (which win where the flow is not smooth: strong guidance), are fitted
    by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
 3. the best of those are fitted to all starts.
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from fewstep.grids.beta import beta_quantile
 from fewstep.paths import Path
@@ -33,7 +35,6 @@ from fewstep.search.regress import regressed
 from fewstep.search.row_numbers import EndPoints, RowNumbers
 from fewstep.search.starts import LEVELS, Progress, Starts, error, fine_grid, levels_grid, span
 from fewstep.search.subsets import Subsets
-from fewstep.search.times import even
 from fewstep.search.trajectories import record
 from fewstep.solvers import DDIM, DPMpp2M, UniPC
 from fewstep.solvers.base import data_form
@@ -49,7 +50,7 @@ class Effort:
     """How much a fit spends.
 
     sizes: of the evolution over times; nodes: how many times there are to choose from;
-    fixed: how many tables of fixed solvers join those of the evolution;
+    fixed: how many tables of fixed solvers, and of regressions on the usual grids, go on whatever the evolution finds;
     rounds: (tables to go on with, most Levenberg-Marquardt iterations for each), the last on all starts.
     An iteration of K rows costs about K^3/6 + K^2/2 evaluations of all starts fitted, a candidate of the evolution K.
     """
@@ -170,10 +171,19 @@ def _with_zero(w: tuple[float, ...], k: int) -> tuple[float, ...]:
 
 
 def fixed_tables(path: Path, starts: Sequence[Starts], nfe: int, clean: float | None = None) -> list[Table]:
-    """DDIM, DPM-Solver++(2M) and UniPC on the usual grids, best first.
+    """DDIM, DPM-Solver++(2M) and UniPC on the usual grids, best first."""
+    found = []
+    for grid in usual_grids(path, nfe, clean):
+        for solver in (DDIM(), DPMpp2M(), UniPC(2), UniPC(3)):
+            table = Table.of(solver, path, grid)
+            found.append((error(table, path, grid, starts), table))
+    return [table for _, table in sorted(found, key=lambda item: item[0])]
 
-    Grids are even in lambda, in time, in Beta(0.6, 0.6) quantiles of time and in sigma^(1/7); the last evaluation is at the end of that
-    range, or one step before it.
+
+def usual_grids(path: Path, nfe: int, clean: float | None = None) -> list[Tensor]:
+    """(nfe + 1,) times even in lambda, in time, in Beta(0.6, 0.6) quantiles of time and in sigma^(1/7).
+
+    The last evaluation is at the end of the denoiser's range, or one step before it.
     """
     hi, lo = span(path, clean)
     t_max, t_min = path.time_of_log_snr(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
@@ -186,11 +196,8 @@ def fixed_tables(path: Path, starts: Sequence[Starts], nfe: int, clean: float | 
             path.log_snr(t_max + (1 - beta_quantile(1 - u, 0.6, 0.6)) * (t_min - t_max)),
             -7 * root.log(),
         ]
-        for grid in (levels_grid(path, lam.clamp(hi, lo)) for lam in levels):
-            for solver in (DDIM(), DPMpp2M(), UniPC(2), UniPC(3)):
-                table = Table.of(solver, path, grid)
-                found.append((error(table, path, grid, starts), table))
-    return [table for _, table in sorted(found, key=lambda item: item[0])]
+        found += [levels_grid(path, lam.clamp(hi, lo)) for lam in levels]
+    return found
 
 
 def regressed_tables(
@@ -201,7 +208,10 @@ def regressed_tables(
     effort: Effort = Effort(),
     clean: float | None = None,
 ) -> list[Table]:
-    """Tables by regression on evolved times, best first."""
+    """Tables by regression on evolved times, best first; before them the best `effort.fixed` of those on the usual grids.
+
+    The evolution begins with the usual grids.
+    """
     grid = fine_grid(path, max(effort.nodes, nfe), clean)
     teacher = [record(part, path, SolverSchedule.unipc(grid, 3, "exact"), grid) for part in starts]
     n, tables = len(grid) - 1, {}
@@ -211,5 +221,18 @@ def regressed_tables(
         return left
 
     species = Subsets(n - 1, nfe - 1, rate=0.4, reach=6)
-    ranked = evolve(objective, species, seeded(generator), effort.sizes, initial=[even(n - 1, nfe - 1)])
-    return [tables[v.candidate] for v in ranked]
+    usual = list(dict.fromkeys(nearest(grid, own) for own in usual_grids(path, nfe, clean)))
+    ranked = [v.candidate for v in evolve(objective, species, seeded(generator), effort.sizes, initial=usual)]
+    first = [c for c in ranked if c in usual][: effort.fixed]
+    return [tables[c] for c in dict.fromkeys([*first, *ranked])]
+
+
+def nearest(grid: Tensor, own: Tensor) -> tuple[int, ...]:
+    """The interior nodes of a grid nearest to the interior times of another, all of them different: rising, counted from 0."""
+    nodes = (grid[1:-1] - own[1:-1, None]).abs().argmin(1).tolist()
+    last, k = len(grid) - 3, len(nodes)
+    for i in range(k):
+        nodes[i] = max(nodes[i], nodes[i - 1] + 1) if i else nodes[i]
+    for i in reversed(range(k)):
+        nodes[i] = min(nodes[i], last - (k - 1 - i))
+    return tuple(nodes)

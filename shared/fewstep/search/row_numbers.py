@@ -28,6 +28,8 @@ CLOSEST = 1e-3
 # The magnitudes of a row's weights add up to no more. Larger ones cancel, which is exact on the starts that are fitted, wild on a few others,
 # and multiplies the rounding of a network.
 LARGEST = 50.0
+# What the estimates are taken to be uncertain by, as a share of the median distance of the end points: it makes large weights cost.
+NOISE = 0.003
 
 
 class Slot(NamedTuple):
@@ -116,11 +118,13 @@ class EndPoints:
 
     Near the border between two modes a start may end in the other one: its error is a thousand times the others' and no small change of
     the numbers mends it. Cauchy's rho counts such a start little, every other as its square (reweighted least squares, weights
-    1/(1 + e^2 / c^2)). c is set by `normal`, at the numbers where it is called.
+    1/(1 + e^2 / c^2)). To it comes NOISE^2 median(e)^2 sum of squared weights for each start: what independent errors of NOISE median(e)
+    in every state and estimate would add. c is set by `normal`, at the numbers where it is called.
     """
 
     def __init__(self, numbers: RowNumbers, starts: Sequence[Starts]) -> None:
         self.numbers, self.starts, self.scale = numbers, starts, math.inf
+        self.weights = torch.tensor([slot.kind != "t" for slot in numbers.slots], dtype=torch.float64)
 
     @torch.no_grad()
     def square(self, v: Tensor) -> float:
@@ -128,11 +132,18 @@ class EndPoints:
         if not self.numbers.allowed(v):
             return math.inf
         rows = self.numbers.build(v)
-        return self._sum(torch.cat([_squares(_gap(self._run(part, rows)[-1][0], part)) for part in self.starts]))
+        return self._sum(v, torch.cat([_squares(_gap(self._run(part, rows)[-1][0], part)) for part in self.starts]))
 
-    def _sum(self, squares: Tensor) -> float:
-        total = squares.sum() if self.scale == math.inf else (self.scale * (squares / self.scale).log1p()).sum()
+    def _sum(self, v: Tensor, squares: Tensor) -> float:
+        if self.scale == math.inf:
+            total = squares.sum()
+        else:
+            total = (self.scale * (squares / self.scale).log1p()).sum() + self._ridge(len(squares)) @ v.square()
         return total.item() if total.isfinite() else math.inf
+
+    def _ridge(self, starts: int) -> Tensor:
+        """What the square of every number costs."""
+        return starts * (NOISE / OUTLIER) ** 2 * self.scale * self.weights
 
     @torch.no_grad()
     def normal(self, v: Tensor) -> Normal:
@@ -142,13 +153,14 @@ class EndPoints:
         gaps = [_gap(run[-1][0], part) for run, part in zip(runs, self.starts, strict=True)]
         squares = torch.cat([_squares(gap) for gap in gaps])
         self.scale = OUTLIER**2 * squares.median().item() or math.inf
-        a, g = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        ridge = self._ridge(len(squares)) if self.scale < math.inf else torch.zeros(size, dtype=torch.float64)
+        a, g = torch.diag(ridge), ridge * v
         for part, run, gap in zip(self.starts, runs, gaps, strict=True):
             columns = self._columns(v, part, run)
             weight = 1 / (1 + _squares(gap) / self.scale)
             weighted = (columns * weight[:, None]).flatten(1)
             a, g = a + weighted @ columns.flatten(1).T, g + weighted @ gap.flatten()
-        return Normal(a, g, self._sum(squares))
+        return Normal(a, g, self._sum(v, squares))
 
     def _columns(self, v: Tensor, part: Starts, run: list[tuple[State, Estimate | None]]) -> Tensor:
         """d(end point)/dv of a batch that was run at v: (P, B, coordinates)."""

@@ -41,6 +41,8 @@ from fewstep.solvers.base import data_form
 from fewstep.solvers.schedule import SolverSchedule
 from fewstep.solvers.table import Table, TableRow
 
+# See `usual_grids`.
+EARLY = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 # The least relative gain of an iteration that is worth another one.
 GAIN = 1e-3
 
@@ -183,12 +185,15 @@ def fixed_tables(path: Path, starts: Sequence[Starts], nfe: int, clean: float | 
 def usual_grids(path: Path, nfe: int, clean: float | None = None) -> list[Tensor]:
     """(nfe + 1,) times even in lambda, in time, in Beta(0.6, 0.6) quantiles of time and in sigma^(1/7).
 
-    The last evaluation is at the end of the denoiser's range, or one step before it.
+    The last evaluation is at the end of the denoiser's range, or one step before it; of further grids even in lambda it is after EARLY
+    shares of the range. A start chooses its mode at the noisy end: times that crowd there keep those near a border from ending in the
+    wrong one.
     """
     hi, lo = span(path, clean)
     t_max, t_min = path.time_of_log_snr(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
-    found = []
-    for u in (torch.linspace(0, 1, nfe, dtype=torch.float64), torch.arange(nfe, dtype=torch.float64) / nfe):
+    whole = torch.linspace(0, 1, nfe, dtype=torch.float64)
+    found = [levels_grid(path, hi + share * whole * (lo - hi)) for share in EARLY]
+    for u in (whole, torch.arange(nfe, dtype=torch.float64) / nfe):
         root = math.exp(-hi / 7) + u * (math.exp(-lo / 7) - math.exp(-hi / 7))
         levels = [
             hi + u * (lo - hi),

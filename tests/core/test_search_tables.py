@@ -169,6 +169,20 @@ def test_the_gradient_of_the_end_points_is_that_of_their_sum_weights_and_all():
         assert (up - down) / 2e-6 == pytest.approx(2 * (g @ d).item(), rel=1e-3)
 
 
+def test_iterates_of_a_later_round_are_measured_on_its_own_starts():
+    """The error to beat is that on the new starts: one from easier starts would reject whatever comes."""
+    path, world = VP(), ring(VP())
+    fit, few, more = starts(world, 128, 1), starts(world, 4, 2), starts(world, 256, 3)
+    table = Table.of(UniPC(2), path, LogSNR(end=1e-3)(path, 6))
+    easy = few._replace(target=sample(world, few.x, path, table, table.grid))  # no error at all
+    one = Fit(table, clean=7.0, select=[easy])
+    assert one.error < 1e-9
+    before = error(table, path, table.grid, [few, more])
+    one.run([fit], 3, [few, more])
+    assert one.error == pytest.approx(error(one.table, path, one.table.grid, [few, more]), rel=1e-12)
+    assert one.error < 0.9 * before
+
+
 def test_large_weights_cost_as_errors_of_the_estimates_would():
     """NOISE median(e) of independent error in every estimate that a single row weighs adds NOISE^2 median(e)^2 sum of squares."""
     world, path = ring(VP()), VP()

@@ -33,8 +33,8 @@ FITTED = {2: 1024, 64: 2048, 3072: 512}
 SELECTED = {2: 16384, 64: 16384, 3072: 4096}
 REPORTED = {2: 16384, 64: 16384, 3072: 8192}
 HARDEST = 8
-FULL = Effort(rounds=((6, 5), (3, 10), (2, 30)))
-EFFORT = {2: FULL, 64: FULL, 3072: Effort(rounds=((4, 4), (2, 8), (1, 20)))}
+FULL = Effort(rounds=((4, 3), (2, 24)))
+EFFORT = {2: FULL, 64: FULL, 3072: Effort(rounds=((3, 3), (1, 16)))}
 QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generations=6), rounds=((3, 4), (1, 12)))
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64

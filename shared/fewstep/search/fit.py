@@ -11,11 +11,11 @@ determine them. That learned times and weights beat fixed formulas is the findin
    it begins with the usual grids, and the best of those go on whatever comes of the others;
 2. the best few of them, and of the fixed solvers on the usual grids (which win where the flow is not smooth: strong guidance), are fitted
    by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
-3. the best of those are fitted to all starts.
+3. the best of those go on until little is gained.
 
-A table of half the evaluations, fitted first, also takes part once it has grown to nfe rows (`grown`): it begins with its own error, so
-more evaluations never end worse on the starts that are fitted. That matters where the flow is nearly discontinuous (strong guidance
-in many dimensions) and most beginnings lead to poor minima.
+A table of fewer evaluations also takes part once it has grown to nfe rows (`grown`): it begins with its own error, so more evaluations
+never end worse. That matters where the flow is nearly discontinuous (strong guidance in many dimensions) and most beginnings lead to
+poor minima.
 
 What is returned is the iterate with the least error on other starts, `select`. No gradient of the denoiser is needed.
 """
@@ -53,7 +53,7 @@ class Effort:
 
     sizes: of the evolution over times; nodes: how many times there are to choose from;
     fixed: how many tables of fixed solvers, and of regressions on the usual grids, go on whatever the evolution finds;
-    rounds: (tables to go on with, most Levenberg-Marquardt iterations for each), the last on all starts.
+    rounds: (tables to go on with, most Levenberg-Marquardt iterations for each), the first beside those that take part anyway.
     An iteration of K rows costs about K^3/6 + K^2/2 evaluations of all starts fitted, a candidate of the evolution K.
     """
 
@@ -62,7 +62,7 @@ class Effort:
     )
     nodes: int = 64
     fixed: int = 2
-    rounds: tuple[tuple[int, int], ...] = ((8, 6), (3, 12), (2, 40))
+    rounds: tuple[tuple[int, int], ...] = ((6, 4), (2, 40))
 
 
 class Fit:
@@ -77,7 +77,8 @@ class Fit:
     def run(self, starts: Sequence[Starts], iterations: int, select: Sequence[Starts]) -> None:
         """Iterate until little is gained any more."""
         if len(select) != len(self.select):
-            self.select, self.error = select, self._measured(self.table) if self.error < math.inf else math.inf
+            self.select = select
+            self.error = self._measured(self.table) if self.error < math.inf else math.inf
         problem, minimiser = EndPoints(self.numbers, starts), self.minimiser
         minimiser.mu = max(minimiser.mu, 1e-6)  # other starts than before may not take steps as bold
         before = problem.square(minimiser.v)
@@ -113,9 +114,11 @@ def fit_table(
     Args:
         path: of the model; the table will run on it alone.
         starts: batches to fit. Together they should hold several times more coordinates than there are numbers to fit.
-        select: batches by which iterates are compared, never fitted. All rounds but the last use the first batch alone, of both.
+        select: batches by which iterates are compared, never fitted; all rounds but the last use the first alone. So does the evolution
+            of `starts`.
         generator: of the evolution's random choices.
-        initial: further tables to begin from, of nfe evaluations and one row per step.
+        initial: further tables to begin from, of nfe evaluations and one row per step; where there are none, from nfe = 4 on, one of half
+            the evaluations is fitted first and grown.
         clean: the last time at which the denoiser may be called, see `starts.span`.
         progress: called with the error on `select`.
     Raises:
@@ -125,7 +128,7 @@ def fit_table(
         raise ValueError(f"a fit needs nfe >= 1 and starts to fit and to select on, got nfe = {nfe}")
     rounds = [(min(keep, nfe), n) for keep, n in effort.rounds] if nfe == 1 else effort.rounds
     known = [*initial, *fixed_tables(path, starts[:1], nfe, clean)[: effort.fixed]]
-    if nfe >= 4:
+    if nfe >= 4 and not initial:
         half = fit_table(path, starts, select, nfe // 2, generator, effort=effort, clean=clean)
         known.append(grown(half, nfe, clean))
     evolved = regressed_tables(path, starts[:1], nfe, generator, effort, clean)
@@ -135,8 +138,7 @@ def fit_table(
     for n, (keep, iterations) in enumerate(rounds):
         pool = sorted(pool, key=lambda fit: fit.error)[: keep if n else None]
         for fit in pool:
-            last = n == len(rounds) - 1
-            fit.run(starts if last else starts[:1], iterations, select if last else select[:1])
+            fit.run(starts, iterations, select if n == len(rounds) - 1 else select[:1])
             done += 1
             if progress is not None:
                 progress(done, total, min(f.error for f in pool))

@@ -1,7 +1,10 @@
 """The consistency family on worlds whose flow maps are known: distillation, training, truncated, latent, segmented, sub-path."""
 
+import dataclasses
+import inspect
 import math
 
+import jsonargparse
 import lightning as L
 import pytest
 import torch
@@ -480,6 +483,16 @@ def test_students_are_trained_where_their_segments_begin():
         for seed in range(4):
             loss_of(model, seed=seed)
         assert set(Segments(4).boundaries(FLOW)[:-1].tolist()) <= set(torch.cat([t for t, _ in step.seen]).tolist())
+
+
+def test_defaults_hold_their_fields_alone():
+    """jsonargparse reads all that a default holds, and fails at keys that are no strings."""
+    given = inspect.signature(SegmentedConsistency).parameters["intervals"].default
+    loss_of(SegmentedConsistency(mlp(), 1, Segments(4)))
+    assert vars(given).keys() == {f.name for f in dataclasses.fields(given)}
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(SegmentedConsistency, "model", skip={"teacher", "student"})
+    assert parser.parse_args(["--model.iterations=1", "--model.segments=Segments"]).model.iterations == 1
 
 
 def test_segments_merge_in_stages():

@@ -13,12 +13,12 @@ The number of steps of a grid may be a curriculum: `Doubling` (iCT), `SquareRoot
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fewstep.grids import Grid, Karras, Uniform
+from fewstep.grids.base import remembered
 from fewstep.paths import Path
 from fewstep.paths.base import nearest_time
 from fewstep.times import LogNormalTimes, TimeSampler
@@ -90,16 +90,9 @@ class OnGrid(Intervals):
     def pace(self, progress: float) -> float:
         return (steps_at(self.steps, 0.0) + 1) / (steps_at(self.steps, progress) + 1)
 
-    @cached_property
-    def _tables(self) -> dict[tuple[Path, int], Tensor]:
-        return {}
-
     def times(self, path: Path, progress: float) -> Tensor:
         """(steps + 1,) decreasing."""
-        key = path, steps_at(self.steps, progress)
-        if key not in self._tables:
-            self._tables[key] = self.grid(*key)
-        return self._tables[key]
+        return remembered(self.grid, path, steps_at(self.steps, progress))
 
 
 @dataclass(frozen=True)

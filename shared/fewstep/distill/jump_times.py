@@ -5,12 +5,12 @@ All in float64 on the CPU, from the global generator.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fewstep.grids import Grid, Uniform
+from fewstep.grids.base import remembered
 from fewstep.paths import Path
 from fewstep.times import LogitNormalTimes, TimeSampler
 
@@ -70,13 +70,9 @@ class TeacherSpans:
         if self.longest is not None and not 1 <= self.longest <= self.steps:
             raise ValueError(f"spans of {self.steps} steps are at most so long, not {self.longest}")
 
-    @cached_property
-    def _times(self) -> dict[Path, Tensor]:
-        return {}
-
     def __call__(self, n: int, path: Path) -> tuple[Tensor, Tensor]:
         """(the k + 1 times from t to u (n, k + 1), s (n,))."""
-        times = self._times.setdefault(path, self.grid(path, self.steps))
+        times = remembered(self.grid, path, self.steps)
         lengths = torch.arange(1, (self.longest or self.steps) + 1)
         k = int(lengths[torch.multinomial(lengths.double() ** self.power, 1)])
         begin = torch.randint(0, self.steps - k + 1, (n,))

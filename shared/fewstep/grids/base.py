@@ -5,6 +5,7 @@ Grids are small frozen objects, called as grid(path, n); they are saved with a s
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,3 +40,12 @@ def decreasing(t: Tensor, what: object) -> Tensor:
     if not (t[:-1] > t[1:]).all():
         raise ValueError(f"{what}: times {[round(v, 6) for v in t.tolist()]} do not decrease on this path")
     return t
+
+
+@lru_cache(maxsize=256)
+def remembered(grid: Grid, path: Path, n: int) -> Tensor:
+    """grid(path, n), computed once for equal arguments: for losses, which ask at every iteration. Not to be changed in place.
+
+    Not kept in the objects that ask: jsonargparse reads everything in an object that is a parameter's default.
+    """
+    return grid(path, n)

@@ -55,7 +55,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
         "table",
         choices=["overhead", "shell", "orders", "solvers", "distill", "steps", "pictures"],
         help="overhead: sampling per step; shell: training per iteration; orders: measured order of every solver; "
-        "solvers: error against the exact flow at 1 to 50 evaluations; distill: every method on three worlds, hours; "
+        "solvers: error against the exact flow at 1 to 50 evaluations; distill: every method on four worlds, many hours; "
         "steps: milliseconds per training step of every method; "
         "pictures: those of the documentation",
     )

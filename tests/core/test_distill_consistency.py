@@ -38,7 +38,7 @@ from fewstep.distill.weighting import (
 )
 from fewstep.estimate import Estimate
 from fewstep.generator import Generator
-from fewstep.grids import Karras, Uniform
+from fewstep.grids import Explicit, Karras, Uniform
 from fewstep.nets import MLP
 from fewstep.paths import EDM, VP, RectifiedFlow, ResidualShift, Trig, expand
 from fewstep.prediction import X0, Eps, U, V
@@ -421,12 +421,15 @@ def test_one_segment_is_consistency_distillation_bit_for_bit(prediction, mu):
     assert_same(run(theirs), run(ours))
 
 
+# Of 15 and 30 steps times meet boundaries of 3 and 6 segments but for rounding.
 @pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("k", [1, 2, 4, 8])
-def test_the_exact_jumps_to_the_ends_are_a_fixed_point(path, k):
+@pytest.mark.parametrize(("k", "steps", "stride"), [(1, 8, 3), (2, 8, 3), (4, 8, 3), (8, 8, 3), (3, 15, 1), (6, 30, 1)])
+def test_the_exact_jumps_to_the_ends_are_a_fixed_point(path, k, steps, stride):
     world = world_on(path)
     exact = Net(lambda x, t: segment_estimate(world, Segments(k), x, t))
-    model = distillation(path, exact, SegmentedConsistency, segments=Segments(k), intervals=Adjacent(8, stride=3))
+    model = distillation(
+        path, exact, SegmentedConsistency, segments=Segments(k), intervals=Adjacent(steps, stride=stride)
+    )
     batch = {"x0": world.draw(64, torch.Generator().manual_seed(0))}
     terms, grads = run(model, batch)
     assert terms["consistency"] < 1e-18
@@ -477,6 +480,8 @@ def test_students_are_trained_where_their_segments_begin():
         SegmentedConsistency(mlp(), 1, Segments(4), intervals=Adjacent(50))
     with pytest.raises(ValueError, match="multiple of 2"):
         SegmentedConsistency(mlp(), 1, SegmentStages((8, 2)), intervals=Adjacent(25))
+    with pytest.raises(ValueError, match="segments and steps of the student"):  # samples from times of its own
+        SegmentedConsistency(mlp(), 1, Segments(4), intervals=Adjacent(48), grid=Karras(sigma_max=80.0), steps=3)
     for segments in (Segments(4), SegmentStages((8, 4))):
         step = ExactStep(world_on(FLOW))
         model = distillation(cls=SegmentedConsistency, step=step, segments=segments, intervals=Adjacent(12))
@@ -524,7 +529,7 @@ def test_segmented_students_step_through_their_segments():
         mlp(), 1, Segments(3, Uniform(end=0.1)), intervals=Adjacent(18, Uniform(end=0.1)), steps=3
     ).student
     assert (student.steps, student.solver, student.grid) == (3, DDIM(), Uniform(end=0.1))
-    assert SegmentedConsistency(mlp(), 1, grid=Karras(sigma_max=80.0)).student.grid == Karras(sigma_max=80.0)
+    assert SegmentedConsistency(mlp(), 1, grid=Explicit((1.0, 0.0))).student.grid == Explicit((1.0, 0.0))
 
 
 # --- sub-paths: SLAM ---------------------------------------------------------------------------------------------

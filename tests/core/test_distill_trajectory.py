@@ -249,6 +249,24 @@ def test_the_exact_line_of_a_segment_has_zero_phased_loss(path):
     assert phased_loss(world, path, x_s, s, x_e, e, t, SquaredL2(), y).mean() > 1e-6
 
 
+def test_phases_are_learnt_at_the_teachers_own_times():
+    model = pairs_method(PATHS["vp"], PhasedRectifiedDiffusion, steps=3, step=TeacherStep(DDIM(), 4))
+    seen = []
+    model.student.denoiser.net.register_forward_pre_hook(lambda net, args: seen.append(args[1]))
+    for seed in range(12):
+        torch.manual_seed(seed)
+        model.loss(batch(PATHS["vp"]))
+    ends = model.student.grid(PATHS["vp"], 3)
+    label = model.student.denoiser.prediction.label
+    c = PATHS["vp"].coeffs(ends, ends)
+    allowed = torch.cat(
+        [s + (e - s) * torch.arange(4, dtype=torch.float64) / 4 for s, e in itertools.pairwise(label(ends, c))]
+    )
+    away = (torch.cat(seen).double()[:, None] - allowed).abs()
+    assert away.amin(1).max() < 1e-12
+    assert away.amin(0).max() < 1e-12  # each of them is drawn, a segment's start too
+
+
 def test_the_exact_signal_has_zero_bootstrap_loss(path):
     n = 16
     world, y = one(path, n)

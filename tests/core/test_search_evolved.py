@@ -75,7 +75,13 @@ def test_subsets_stay_subsets_and_mutations_change_them(reach):
             assert list(child) == sorted(set(child))
             assert set(child) <= set(range(10))
         assert set(species.cross(a, a, random)) == set(a)
-    assert len({species.mutate(a, random) for _ in range(200)}) > 50
+    found = [species.mutate(a, random) for _ in range(200)]
+    assert len(set(found)) > (10 if reach else 50)
+    assert a not in found
+    if reach:
+        assert all(min(abs(u - v) for v in a) <= reach for m in found for u in m)
+    full = Subsets(3, 3, reach=reach)
+    assert full.mutate((0, 1, 2), random) == (0, 1, 2)  # there is no other
 
 
 # --- times -------------------------------------------------------------------------------------------------------

@@ -224,6 +224,9 @@ def test_regressions_begin_with_the_best_usual_grids():
     assert all(nodes(t) in usual for t in found[: QUICK.fixed])
     assert len({nodes(t) for t in found}) == len(found)
     errors = [error(t, VP(), t.grid, part) for t in found]
+    others = [e for t, e in zip(found[QUICK.fixed :], errors[QUICK.fixed :], strict=True) if nodes(t) in usual]
+    assert len(others) >= 5
+    assert max(errors[: QUICK.fixed]) <= min(others) * 1.02
     assert errors[QUICK.fixed :] == pytest.approx(sorted(errors[QUICK.fixed :]), rel=0.02)  # ranked by the recorded end
 
 

@@ -6,16 +6,17 @@ from fewstep.solvers.bdia import BDIA
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.deis import DEIS
 from fewstep.solvers.double_step import DoubleStep
+from fewstep.solvers.dpm_fast import DPMFast
 from fewstep.solvers.dpm_multistep import DPM2M, DPM3M, DPMMultistep, DPMpp3M
 from fewstep.solvers.dpm_sde import DPMpp2MSDE, DPMpp3MSDE
 from fewstep.solvers.dpm_singlestep import DPM2S, DPM3S, DPMpp2S, DPMpp3S
 from fewstep.solvers.dpmpp_2m import DPMpp2M
 from fewstep.solvers.euler_maruyama import EulerMaruyama
-from fewstep.solvers.heavy_ball import GHVB
+from fewstep.solvers.heavy_ball import GHVB, HeavyBall, Nesterov
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.ipndm import IPNDM
 from fewstep.solvers.lms import LMS
-from fewstep.solvers.pndm import PNDM
+from fewstep.solvers.pndm import PLMS, PNDM
 from fewstep.solvers.runge_kutta import KUTTA3, MIDPOINT, RK4, RungeKutta
 from fewstep.solvers.singlestep_sde import DPMpp2SAncestral, DPMppSDE
 from fewstep.solvers.unipc import UniPC
@@ -33,6 +34,8 @@ DETERMINISTIC: dict[str, Solver] = {
     "DPM-Solver-3S": DPM3S(),
     "DPM-Solver++(2S)": DPMpp2S(),
     "DPM-Solver++(3S)": DPMpp3S(),
+    "DPM-Solver-fast 2": DPMFast(2),
+    "DPM-Solver-fast 3": DPMFast(),
     "UniPC-1": UniPC(1, tail=False),
     "UniPC-2": UniPC(2, tail=False),
     "UniPC-2 vary": UniPC(2, b="vary", tail=False),
@@ -48,7 +51,10 @@ DETERMINISTIC: dict[str, Solver] = {
     "LMS-4": LMS(),
     "iPNDM": IPNDM(),
     "PNDM": PNDM(),
+    "PLMS": PLMS(),
     "GHVB 1.5": GHVB(1.5),
+    "heavy ball 1.5": HeavyBall(1.5),
+    "Nesterov 1.5": Nesterov(1.5),
     "BDIA 1": BDIA(1.0),
     "BDIA 0.5": BDIA(0.5),
     "Heun": Heun(),

@@ -20,9 +20,9 @@ from fewstep.bench.worlds import World, mixture_worlds
 from fewstep.metrics import sliced_wasserstein
 from fewstep.paths import DDPM
 from fewstep.sampling import sample
-from fewstep.search.evolve import Evolution
 from fewstep.search.fit import Effort, fit_table, fixed_tables, grown
 from fewstep.search.problem import Problem, items_of, problem
+from fewstep.search.run import QUICK
 from fewstep.search.starts import Starts, error, hardest, joined, reference, taken
 from fewstep.solvers.table import Table
 
@@ -35,7 +35,6 @@ REPORTED = {2: 16384, 64: 16384, 3072: 8192}
 HARDEST = 8
 FULL = Effort(rounds=((4, 3), (2, 24)))
 EFFORT = {2: FULL, 64: FULL, 3072: Effort(rounds=((3, 3), (1, 16)))}
-QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generations=6), rounds=((3, 4), (1, 12)))
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
 
@@ -53,7 +52,7 @@ def mixture_problem(name: str, world: World, seed: int, report: int | None) -> t
     probes = [(t, t.grid) for t in fixed_tables(PATH, [plain], 8, PATH.t_min)[:2]]
     hard = solved(pool.x[hardest(pool, PATH, probes, count // 2)])
     mixed = taken(joined(plain, hard), torch.randperm(count, generator=generator))
-    # The trials of the fit see the first batches alone.
+    # The evolution and the trials of fixed tables see the first batch alone.
     fit, select = _quartered(mixed), _quartered(solved(SELECTED[dim], steps=100))
     unseen = solved(report or REPORTED[dim])
     few = slice(2048)
@@ -104,7 +103,7 @@ def compare(
         "settings_that_ran": len(tried),
         "best_of_each_scheduler_on_a_few_starts": dict(sorted(kinds.items(), key=lambda item: item[1])),
         "times": table.times,
-        "largest_sum_of_weights": max(sum(map(abs, (*line.x, *line.e))) for line in table.lines),
+        "largest_sum_of_weights": max(sum(map(abs, (*line.x, *line.e, line.y))) for line in table.lines),
     }
 
 

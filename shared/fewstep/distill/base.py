@@ -85,15 +85,18 @@ class Distiller(Shell):
         return min(self.done / self.iterations, 1.0)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """agreement: PSNR-like closeness to the guided teacher from the same noise, 10 log10(peak^2 / mse) with peak = 2; plus the
-        domain's figures."""
+        """The student's samples beside those of the guided teacher from the same noise (`closeness`), and the domain's figures."""
         model = cast(Generator, model)
         x0, cond, y = model.prepare(batch)
         noise, w = torch.randn_like(x0), self.guidance.draw(x0)
-        target = self.guidance.generate(self.teacher, noise, cond, y, w)
+        wanted = self.guidance.generate(self.teacher, noise, cond, y, w)
         own = model.generate(noise, self.guidance.student_cond(cond, w), y)
-        mse = (own - target).square().flatten(1).mean(1)
-        return {"agreement": 10 * torch.log10(4 / mse.clamp_min(1e-12))} | model.scores(batch)
+        return self.closeness(own, wanted) | model.scores(batch)
+
+    def closeness(self, own: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """agreement: PSNR-like closeness, 10 log10(peak^2 / mse) with peak = 2; (B,)."""
+        mse = (own - wanted).square().flatten(1).mean(1)
+        return {"agreement": 10 * torch.log10(4 / mse.clamp_min(1e-12))}
 
     def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         own = cast(Generator, model).preview(batch)

@@ -134,7 +134,8 @@ class ConsistencyDistillation(Consistency):
         w = self.guidance.draw(x0)
         teacher = self.guidance.teacher(self.teacher, cond, y, w)
         t, s = self.times(x0)
-        s = torch.maximum(s, self.end(t))
+        end, close = self.end(t), 1e-9 * (self.student.denoiser.path.t_max - self.student.denoiser.path.t_min)
+        s = torch.where(s > end + close, s, end)  # the end itself where it is met but for rounding
         x_t = self.state(teacher, x0, t, y)
         x_s = self.step(teacher, self.student.denoiser.path, x_t, t, s, y)
         return {"consistency": self.compare(x_t, t, x_s, s, self.guidance.student_cond(cond, w), y).mean()}

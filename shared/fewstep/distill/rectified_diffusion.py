@@ -26,6 +26,7 @@ from fewstep.distill.line import secant, step
 from fewstep.distill.reflow import Reflow, data_loss
 from fewstep.distill.teacher_step import TeacherStep
 from fewstep.generator import Generator
+from fewstep.grids.base import remembered
 from fewstep.null_conditions import drop_conditions
 from fewstep.paths import Path
 from fewstep.solvers import DDIM
@@ -86,7 +87,7 @@ class PhasedRectifiedDiffusion(Distiller):
     """Rectified Diffusion inside the segments between the student's own times; needs data.
 
     Args:
-        step: the teacher's move over a segment; guidance: of the teacher.
+        step: the teacher's move over a segment, whose sub-steps are the times that the student learns; guidance: of the teacher.
     """
 
     sampler = DDIM()
@@ -108,10 +109,10 @@ class PhasedRectifiedDiffusion(Distiller):
         """A random segment and one of the teacher's times in it for each sample."""
         x0, cond, y = self.student.prepare(batch)
         path, n, w = self.teacher.denoiser.path, len(x0), self.guidance.draw(x0)
-        ends = self.student.grid(path, self.student.steps)
+        ends = remembered(self.student.grid, path, self.student.steps)
         k = torch.randint(0, self.student.steps, (n,))
         s, e = ends[k].to(x0.device), ends[k + 1].to(x0.device)
-        t = s + (e - s) * (torch.randint(0, self.step.substeps, (n,)) / self.step.substeps).to(x0.device)
+        t = s + (e - s) * (torch.randint(0, self.step.substeps, (n,)).double() / self.step.substeps).to(x0.device)
         with torch.no_grad():
             x_s = path.sample(x0, torch.randn_like(x0), s, y)
             x_e = self.step(self.guidance.teacher(self.teacher, cond, y, w), path, x_s, s, e, y)

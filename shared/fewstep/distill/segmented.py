@@ -38,8 +38,8 @@ class SegmentedConsistency(ConsistencyDistillation):
         rollout: x_t is where these steps take the guided teacher from fresh noise; without it, noised data.
         grid: the student's; that of the segments unless given.
     Raises:
-        ValueError: a segment, of those of the end, begins between two times of the intervals' grid. The student jumps from there when it
-            samples; never trained at that time, it would be halfway between two segments' functions.
+        ValueError: a segment, of those of the end, or a step of the student begins between two times of the intervals' grid. The student
+            jumps from there when it samples; never trained at that time, it would be halfway between two segments' functions.
     """
 
     sampler = DDIM()
@@ -58,13 +58,14 @@ class SegmentedConsistency(ConsistencyDistillation):
         self.segments, self.rollout = segments, rollout
         if isinstance(self.intervals, OnGrid):
             last, path = segments.at(1.0), teacher.denoiser.path
-            starts, times = last.boundaries(path)[:-1], self.intervals.times(path, 1.0)
+            own = self.student.grid(path, self.student.steps)
+            starts, times = torch.cat([last.boundaries(path)[:-1], own[:-1]]), self.intervals.times(path, 1.0)
             away = (starts[:, None] - times).abs().amin(1)
             if away.max() > 1e-9 * (path.t_max - path.t_min):
                 t, n = starts[away.argmax()].item(), len(times) - 1
                 raise ValueError(
-                    f"segments begin at times of the intervals' grid, and {t:g} is none of {self.intervals.grid} of {n} steps: "
-                    f"that of the segments, {last.grid}, with a multiple of {last.k} steps has all of them"
+                    f"segments and steps of the student begin at times of the intervals' grid, and {t:g} is none of {self.intervals.grid} "
+                    f"of {n} steps: that of the segments, {last.grid}, with a multiple of {last.k} steps has all of them"
                 )
 
     def end(self, t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.grids import Grid, Uniform
+from fewstep.grids.base import remembered
 from fewstep.paths import Path
 
 
@@ -27,7 +28,7 @@ class Segments:
 
     def boundaries(self, path: Path) -> Tensor:
         """(k + 1,) decreasing float64 times, t_max to the clean end."""
-        return self.grid(path, self.k)
+        return remembered(self.grid, path, self.k)
 
     def end(self, t: Tensor, path: Path) -> Tensor:
         """(B,) times -> the largest boundary below each; the clean end at and below it.

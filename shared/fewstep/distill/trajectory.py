@@ -85,8 +85,7 @@ class TrajectoryRegression(Distiller):
         if pairs is None:
             return super().evaluate(model, batch)
         own = cast(Generator, model).generate(pairs.noise, pairs.cond, pairs.y)
-        mse = (own - pairs.target).square().flatten(1).mean(1)
-        return {"agreement": 10 * torch.log10(4 / mse.clamp_min(1e-12))}
+        return self.closeness(own, pairs.target)
 
     def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return super().preview(model, batch) if stored_pairs(batch) is None else {}

@@ -43,6 +43,7 @@ def decreasing(t: Tensor, what: object) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is remembered must serve training too
 def remembered(grid: Grid, path: Path, n: int) -> Tensor:
     """grid(path, n), computed once for equal arguments: for losses, which ask at every iteration. Not to be changed in place.
 

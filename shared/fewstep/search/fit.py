@@ -1,7 +1,7 @@
 """Tables fitted to a model: the times and weights of all rows together, by least squares on the end points.
 
     minimise over (t_1, ..., t_{K-1}, all weights)   sum over starts of |x_K - reference end point|^2
-    x_{i+1} = c_i x_i + sum_{j <= i} w_ij E_j,       E_j = x0 at (x_j, t_j),       |c_i| + sum_j |w_ij| <= LARGEST (row_numbers.py)
+    x_{i+1} = c_i x_i + sum_{j <= i} w_ij E_j,       E_j = x0 at (x_j, t_j),       |c_i| + sum_j |w_ij| (+ that of the anchor) <= LARGEST (row_numbers.py)
 
 Every row may weigh all estimates so far, so K evaluations leave K (K + 5)/2 - 1 numbers (17 at 4, 51 at 8): a few dozen starts
 determine them. That learned times and weights beat fixed formulas is the finding of Bespoke Solvers (arXiv:2310.19075), DMN
@@ -13,8 +13,7 @@ determine them. That learned times and weights beat fixed formulas is the findin
    by the Levenberg-Marquardt method: the problem is small, smooth and badly conditioned, which is what it is for;
 3. the best of those go on until little is gained.
 
-A table of fewer evaluations also takes part once it has grown to nfe rows (`grown`): it begins with its own error, so more evaluations
-never end worse. That matters where the flow is nearly discontinuous (strong guidance in many dimensions) and most beginnings lead to
+A table of fewer evaluations also takes part once it has grown to nfe rows (`grown`): it begins with its own error. That matters where the flow is nearly discontinuous (strong guidance in many dimensions) and most beginnings lead to
 poor minima.
 
 What is returned is the iterate with the least error on other starts, `select`. No gradient of the denoiser is needed.
@@ -76,12 +75,11 @@ class Fit:
 
     def run(self, starts: Sequence[Starts], iterations: int, select: Sequence[Starts]) -> None:
         """Iterate until little is gained any more."""
-        if len(select) != len(self.select):
+        if select is not self.select:
             self.select = select
             self.error = self._measured(self.table) if self.error < math.inf else math.inf
         problem, minimiser = EndPoints(self.numbers, starts), self.minimiser
         minimiser.mu = max(minimiser.mu, 1e-6)  # other starts than before may not take steps as bold
-        before = problem.square(minimiser.v)
         for _ in range(iterations):
             if not minimiser.iterate(problem):
                 break
@@ -89,9 +87,8 @@ class Fit:
             reached = self._measured(table)
             if reached < self.error:
                 self.table, self.error = table, reached
-            if minimiser.square > (1 - GAIN) * before:
+            if minimiser.gain < GAIN:
                 break
-            before = minimiser.square
 
     def _measured(self, table: Table) -> float:
         """The error on the selecting starts."""
@@ -115,7 +112,7 @@ def fit_table(
         path: of the model; the table will run on it alone.
         starts: batches to fit. Together they should hold several times more coordinates than there are numbers to fit.
         select: batches by which iterates are compared, never fitted; all rounds but the last use the first alone. So does the evolution
-            of `starts`.
+            of `starts`, while every round is fitted to all of them.
         generator: of the evolution's random choices.
         initial: further tables to begin from, of nfe evaluations and one row per step; where there are none, from nfe = 4 on, one of half
             the evaluations is fitted first and grown.
@@ -127,18 +124,18 @@ def fit_table(
     if nfe < 1 or not starts or not select:
         raise ValueError(f"a fit needs nfe >= 1 and starts to fit and to select on, got nfe = {nfe}")
     rounds = [(min(keep, nfe), n) for keep, n in effort.rounds] if nfe == 1 else effort.rounds
-    known = [*initial, *fixed_tables(path, starts[:1], nfe, clean)[: effort.fixed]]
+    known = [*initial, *dict.fromkeys(fixed_tables(path, starts[:1], nfe, clean))][: len(initial) + effort.fixed]
     if nfe >= 4 and not initial:
         half = fit_table(path, starts, select, nfe // 2, generator, effort=effort, clean=clean)
         known.append(grown(half, nfe, clean))
-    evolved = regressed_tables(path, starts[:1], nfe, generator, effort, clean)
-    lowest = span(path, clean)[1]
-    pool = [Fit(table, lowest, select[:1]) for table in [*known, *evolved][: len(known) + rounds[0][0]]]
+    evolved = regressed_tables(path, starts[:1], nfe, generator, effort, clean)[: effort.fixed + rounds[0][0]]
+    lowest, first = span(path, clean)[1], select[:1]
+    pool = [Fit(table, lowest, first) for table in [*known, *evolved]]
     done, total = 0, len(pool) + sum(min(keep, len(pool)) for keep, _ in rounds[1:])
     for n, (keep, iterations) in enumerate(rounds):
         pool = sorted(pool, key=lambda fit: fit.error)[: keep if n else None]
         for fit in pool:
-            fit.run(starts, iterations, select if n == len(rounds) - 1 else select[:1])
+            fit.run(starts, iterations, select if n == len(rounds) - 1 else first)
             done += 1
             if progress is not None:
                 progress(done, total, min(f.error for f in pool))

@@ -35,11 +35,15 @@ class Problem(Protocol):
 
 @dataclass
 class Minimiser:
-    """The state of a minimisation: numbers v: (P,) in float64, damping mu, and |r(v)|^2 once it is known."""
+    """The state of a minimisation: numbers v: (P,) in float64, damping mu, and |r(v)|^2 once it is known.
+
+    gain: the share of |r|^2 that the last iteration took away, both values of one problem (whose `normal` may move what it measures by).
+    """
 
     v: Tensor
     mu: float = 1e-3
     square: float = float("inf")
+    gain: float = 0.0
 
     def iterate(self, problem: Problem, attempts: int = 10) -> bool:
         """One accepted step; False where no damping tried (each 4 times the last) lowers the sum of squares."""
@@ -49,6 +53,7 @@ class Minimiser:
             v = self.v - torch.linalg.solve(a + torch.diag(self.mu * scale), g)
             square = problem.square(v)
             if square < self.square:
+                self.gain = 1 - square / self.square
                 self.v, self.square, self.mu = v, square, max(self.mu / 8, 1e-13)
                 return True
             self.mu *= 4

@@ -119,12 +119,12 @@ class EndPoints:
     Near the border between two modes a start may end in the other one: its error is a thousand times the others' and no small change of
     the numbers mends it. Cauchy's rho counts such a start little, every other as its square (reweighted least squares, weights
     1/(1 + e^2 / c^2)). To it comes NOISE^2 median(e)^2 sum of squared weights for each start: what independent errors of NOISE median(e)
-    in every state and estimate would add. c is set by `normal`, at the numbers where it is called.
+    in every state and estimate (not in the anchor, which is known) would add. c is set by `normal`, at the numbers where it is called.
     """
 
     def __init__(self, numbers: RowNumbers, starts: Sequence[Starts]) -> None:
         self.numbers, self.starts, self.scale = numbers, starts, math.inf
-        self.weights = torch.tensor([slot.kind != "t" for slot in numbers.slots], dtype=torch.float64)
+        self.weights = torch.tensor([slot.kind in ("x", "e") for slot in numbers.slots], dtype=torch.float64)
 
     @torch.no_grad()
     def square(self, v: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Choices of k out of n nodes as candidates of an evolution: how they are drawn, mutated and crossed (AutoDiffusion, arXiv:2309.10438)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 
@@ -10,7 +11,7 @@ Nodes = tuple[int, ...]
 class Subsets:
     """Rising k-tuples of 0 .. n-1.
 
-    rate: chance that a mutation moves a node; reach: by how many places at most, None for anywhere.
+    rate: chance that a mutation moves a node, to a free one; reach: by how many places at most, None for anywhere.
 
     Raises:
         ValueError: unless 0 <= k <= n.
@@ -30,23 +31,24 @@ class Subsets:
         return tuple(sorted(random.sample(range(self.n), self.k)))
 
     def mutate(self, nodes: Nodes, random: Random) -> Nodes:
-        """Each node moved with probability `rate`, one of them for certain."""
-        certain = random.randrange(self.k) if self.k else 0
-        moved = {
-            self._move(v, random) if i == certain or random.random() < self.rate else v for i, v in enumerate(nodes)
-        }
-        return self._complete(moved, random)
+        """Each node that has a free one in reach moved with probability `rate`, one of them for certain."""
+        able = [v for v in nodes if self._free(v, nodes)]
+        certain = random.choice(able) if able else None
+        moved = set(nodes)
+        for v in nodes:
+            if v == certain or random.random() < self.rate:
+                free = self._free(v, moved)
+                if free:
+                    moved = (moved - {v}) | {random.choice(free)}
+        return tuple(sorted(moved))
 
     def cross(self, a: Nodes, b: Nodes, random: Random) -> Nodes:
-        """Every place from either parent."""
-        return self._complete({random.choice(pair) for pair in zip(a, b, strict=True)}, random)
-
-    def _move(self, v: int, random: Random) -> int:
-        if self.reach is None:
-            return random.randrange(self.n)
-        return min(max(v + random.randint(-self.reach, self.reach), 0), self.n - 1)
-
-    def _complete(self, nodes: set[int], random: Random) -> Nodes:
-        """Filled up to k nodes where two fell together."""
+        """Every place from either parent, filled up by any nodes where two fall together."""
+        nodes = {random.choice(pair) for pair in zip(a, b, strict=True)}
         rest = [v for v in range(self.n) if v not in nodes]
         return tuple(sorted(nodes | set(random.sample(rest, self.k - len(nodes)))))
+
+    def _free(self, v: int, nodes: Collection[int]) -> list[int]:
+        """The nodes in reach of v that are not chosen."""
+        reach = self.n if self.reach is None else self.reach
+        return [u for u in range(max(v - reach, 0), min(v + reach + 1, self.n)) if u not in nodes]

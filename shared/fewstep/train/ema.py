@@ -12,7 +12,7 @@ from fewstep.train.shell import Shell
 
 
 class EMA(L.Callback):
-    """theta_ema <- d theta_ema + (1 - d) theta after every iteration; validation and artifacts use the average.
+    """theta_ema <- d theta_ema + (1 - d) theta after every iteration that changes it; validation and artifacts use the average.
 
     Buffers are copied. Args:
         decay: d in [0, 1). The first iterations use min(d, (1 + n)/(10 + n)), so that short runs forget their start.
@@ -47,6 +47,8 @@ class EMA(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Shell)
+        if not pl_module.moved:
+            return
         n = pl_module.done
         (average, current), (buffers, now) = self._pairs
         get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(average, current, n)

@@ -91,7 +91,9 @@ class Shell(L.LightningModule, ABC):
         self.done = 0  # the buffer as a plain integer
         self._log_every = 50
         self.latest: dict[str, float] = {}  # what the progress bar shows
+        self.values: dict[str, Tensor | float] = {}  # the newest of each training figure
         self.averaged: nn.Module | None = None  # set by the EMA callback
+        self.moved = True  # whether the last iteration changed the student
 
     def configure_model(self) -> None:
         """Under ModelParallelStrategy: shard all networks and their averages, layer by layer (FSDP2)."""
@@ -116,6 +118,14 @@ class Shell(L.LightningModule, ABC):
     def loss(self, batch: Batch) -> Terms:
         """Named scalars whose sum is minimised."""
 
+    def trained(self) -> dict[str, nn.Module]:
+        """The networks with an optimiser each, in the order of `configure_optimizers`; the student first."""
+        return {"student": self.student}
+
+    def turn(self, name: str) -> bool:
+        """Whether this network is updated in this iteration."""
+        return True
+
     def after_step(self) -> None:
         """What follows every optimiser step, before `done` counts it: target averages, stage changes."""
 
@@ -134,17 +144,23 @@ class Shell(L.LightningModule, ABC):
     # --- training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimiser step with the randomness of this iteration."""
+        """One step of every network whose turn it is, with the randomness of this iteration."""
         seed_iteration(iteration_seed(self.seed, self.global_rank, self.done), self.device)
-        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         terms = self.gradients(batch)
-        norm = self.update(terms, optimizer, self.student.parameters())
+        self.values |= {f"train/{k}": v for k, v in terms.items()}
+        self.moved = self.turn("student")
+        for (name, network), optimizer in zip(self.trained().items(), optimizers, strict=True):
+            if self.turn(name):
+                norm = self.update(terms, cast(LightningOptimizer, optimizer), network.parameters())
+                of = "" if name == "student" else f"_{name}"
+                self.values |= {f"train/grad_norm{of}": norm, f"train/lr{of}": optimizer.param_groups[0]["lr"]}
         self.after_step()
         self.done += 1
         self.iteration += 1
         if self.done % self._log_every == 0 or self.done == self.iterations:
-            lr = optimizer.param_groups[0]["lr"]
-            self.record({f"train/{k}": v for k, v in terms.items()} | {"train/grad_norm": norm, "train/lr": lr})
+            self.record(self.values)
         if self.done >= self.iterations:
             self.trainer.should_stop = True
 

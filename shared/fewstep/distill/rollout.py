@@ -1,0 +1,114 @@
+"""The student's own sampling inside a loss: from noise to its estimate at one of its times (DMD2's backward simulation, arXiv:2405.14867).
+
+    x_{t_0} = start(noise),   x_{t_{k+1}} = the student's step from x_{t_k},   and at the exit step k:  x0 = f(x_{t_k}, t_k)
+
+Few-step students then train on the states that they meet when they sample, not on noised data.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Cond
+from fewstep.estimate import Estimate
+from fewstep.generator import Generator
+from fewstep.sampling import sample
+
+
+@dataclass(frozen=True)
+class Exit(ABC):
+    """(n, steps) -> (n,) indices of steps in [0, steps): where each sample of a batch leaves the rollout."""
+
+    @abstractmethod
+    def __call__(self, n: int, steps: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LastStep(Exit):
+    """The last step, whose x0 is the student's sample."""
+
+    def __call__(self, n: int, steps: int) -> Tensor:
+        return torch.full((n,), steps - 1)
+
+
+@dataclass(frozen=True)
+class RandomStep(Exit):
+    """One step for the whole batch, each as likely, and the same on all ranks, which then take the same time: DMD2."""
+
+    def __call__(self, n: int, steps: int) -> Tensor:
+        k = torch.randint(steps, ())
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shared: list[Tensor] = [k]
+            torch.distributed.broadcast_object_list(shared)
+            k = shared[0]
+        return k.expand(n)
+
+
+@dataclass(frozen=True)
+class EachStep(Exit):
+    """A step of its own for every sample, each as likely: TDM (arXiv:2503.06674). Costs all steps."""
+
+    def __call__(self, n: int, steps: int) -> Tensor:
+        return torch.randint(steps, (n,))
+
+
+class Reached(NamedTuple):
+    """Where a rollout ended: the states x: (B, ...) at times t: (B,), the student's estimate there, its next times s: (B,)."""
+
+    x: Tensor
+    t: Tensor
+    estimate: Estimate
+    s: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """noise -> Reached, by the student's own solver, grid and steps.
+
+    Args:
+        exit: where it ends.
+        through: so many steps before the exit pass gradients on too; none unless given, and at least `steps` for all of them.
+    """
+
+    exit: Exit = RandomStep()
+    through: int = 0
+
+    def __call__(self, student: Generator, noise: Tensor, cond: Cond, y: Tensor | None = None) -> Reached:
+        """noise: (B, ...). Gradients flow through the evaluation at the exit, and as far before it as asked for."""
+        path, steps = student.denoiser.path, student.steps
+        times = student.grid(path, steps)
+        exit_at = self.exit(len(noise), steps).to(noise.device)
+        f, x = student.denoiser.bind(cond, y), path.start(noise, y)
+        for k in range(int(exit_at.max())):
+            passes = k >= exit_at - self.through  # (B,)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.through > 0 and bool(passes.any())):
+                moved = sample(f, x, path, student.solver, times[k : k + 2], y)
+            if moved.requires_grad:
+                moved = torch.where(like(passes, x), moved, moved.detach())
+            x = torch.where(like(k < exit_at, x), moved, x)
+        times = times.to(noise.device)
+        t = times[exit_at]
+        return Reached(x, t, f(x, t), times[exit_at + 1])
+
+
+def like(mask: Tensor, x: Tensor) -> Tensor:
+    """(B,) as (B, 1, ..., 1)."""
+    return mask.reshape(-1, *[1] * (x.ndim - 1))
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """What is computed inside passes gradients through these networks but gives their parameters none."""
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)

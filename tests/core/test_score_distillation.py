@@ -1,0 +1,480 @@
+"""Score distillation against exact worlds: the gradients are those of divergences, and flow where they should."""
+
+import copy
+import itertools
+import math
+
+import lightning as L
+import pytest
+import torch
+from numpy.polynomial.hermite_e import hermegauss
+from torch.utils.data import DataLoader
+from worlds import normal
+
+from fewstep.class_generator import ClassGenerator
+from fewstep.denoiser import Denoiser
+from fewstep.distill.alternating import energy_terms
+from fewstep.distill.dmd import DMD, dmd_loss
+from fewstep.distill.guidance import TeacherGuidance
+from fewstep.distill.pool import PairPool
+from fewstep.distill.rollout import EachStep, LastStep, RandomStep, Rollout, frozen
+from fewstep.distill.score_distillation import fake_loss
+from fewstep.distill.score_gradient import ByTeacherError, ByTime, NoiseDifference, projected
+from fewstep.distill.sid import SIM, HuberScore, SiD, SquaredScore, sid_loss, sim_loss
+from fewstep.distill.weighting import MaxSNR
+from fewstep.estimate import Estimate
+from fewstep.generator import Generator
+from fewstep.grids import Uniform
+from fewstep.lora import LowRank
+from fewstep.metrics.energy_distance import energy_distance
+from fewstep.nets import MLP
+from fewstep.paths import EDM, VP, RectifiedFlow, Trig
+from fewstep.prediction import U
+from fewstep.sampling import sample
+from fewstep.solvers import DDIM, GammaSampling
+from fewstep.toy import Mixture
+from fewstep.train.ema import EMA
+from fewstep.train.loader import StatefulLoader
+
+FLOW = RectifiedFlow()
+PATHS = [(FLOW, 0.6), (Trig(), 0.8), (VP(), 0.5), (EDM(), 1.3)]
+
+# --- a Gaussian student x0 = k z + m of a teacher with four modes, all integrals by quadrature --------------------
+
+
+def nodes(n):
+    """(n,) points and weights of a standard normal."""
+    x, w = hermegauss(n)
+    return torch.tensor(x), torch.tensor(w / w.sum())
+
+
+def teacher_on(path):
+    means = torch.tensor([[-2.0], [-0.5], [0.7], [2.2]], dtype=torch.float64)
+    return Mixture(path, means, torch.full((4, 1, 1), 0.16, dtype=torch.float64))
+
+
+class Student:
+    """x0 = k z + m in one dimension, and the exact law, score and denoiser of its noised samples."""
+
+    def __init__(self, path, time):
+        self.path, self.time = path, torch.tensor([time], dtype=torch.float64)
+        self.k = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+        self.m = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
+        self.parameters = [self.k, self.m]
+        self.a, _, self.s = (v.item() for v in path.schedule(self.time))
+
+    def variance(self, k):
+        return (self.a * k) ** 2 + self.s**2
+
+    def denoiser(self, k, m):
+        """E[x0 | x_t] of samples with these parameters."""
+        gain = self.a * k**2 / self.variance(k)
+        return lambda x, t: Estimate(m + gain * (x - self.a * m), x)
+
+    def log_density(self, x, k, m):
+        v = self.variance(k)
+        return -0.5 * ((x - self.a * m) ** 2 / v + v.log() + math.log(2 * math.pi))
+
+    def drawn(self, n=80):
+        """(x0, x_t, t, weights) over all (z, eps)."""
+        x, w = nodes(n)
+        z, eps = (v.reshape(-1, 1) for v in torch.meshgrid(x, x, indexing="ij"))
+        x0 = self.k * z + self.m
+        t = self.time.expand(len(z))
+        return x0, self.path.sample(x0, eps, t), t, (w[:, None] * w).reshape(-1)
+
+    def noised(self, k, m, n=160):
+        """(x_t, weights) of the law with these parameters."""
+        x, w = nodes(n)
+        return (self.a * m + self.variance(k).sqrt() * x)[:, None], w
+
+    def gradient(self, value):
+        return torch.stack(torch.autograd.grad(value, self.parameters))
+
+
+@pytest.mark.parametrize(("path", "time"), PATHS, ids=repr)
+def test_dmd_has_the_gradient_of_the_reverse_divergence(path, time):
+    student, teacher = Student(path, time), teacher_on(path)
+    fake = student.denoiser(student.k.detach(), student.m.detach())
+    x0, x_t, t, w = student.drawn()
+    loss, _, _ = dmd_loss(x0, x_t, t, teacher, fake, path, ByTime(MaxSNR(0.0)))
+    x, v = student.noised(student.k, student.m)
+    log_ratio = student.log_density(x, student.k, student.m)[:, 0] - teacher.log_density(x, time)
+    wanted = student.gradient((v * log_ratio).sum())
+    torch.testing.assert_close(student.gradient((w * loss).sum()), wanted, rtol=1e-6, atol=0)
+    assert wanted.abs().min() > 1e-3
+
+
+def fisher(student, teacher, held, f):
+    """Gradient of E f(D_phi(x_t) - D_psi(x_t)), psi the student's own; held: the law of x_t stays as it is."""
+    parameters = [p.detach() if held else p for p in student.parameters]
+    x, v = student.noised(*parameters)
+    delta = teacher(x, student.time.item()).x0 - student.denoiser(student.k, student.m)(x, None).x0
+    return student.gradient((v * f(delta)[:, 0]).sum())
+
+
+def sid_gradient(student, teacher, alpha):
+    fake = student.denoiser(student.k.detach(), student.m.detach())
+    x0, x_t, t, w = student.drawn()
+    loss = sid_loss(x0, teacher(x_t, t).x0, fake(x_t, t).x0, torch.ones(len(x0)), alpha)
+    return 2 * student.gradient((w * loss).sum())
+
+
+@pytest.mark.parametrize(("path", "time"), PATHS, ids=repr)
+def test_sid_has_the_gradient_of_the_fisher_divergence_at_one_half_and_of_the_held_law_at_one(path, time):
+    student, teacher = Student(path, time), teacher_on(path)
+    full, held = (fisher(student, teacher, h, torch.square) for h in (False, True))
+    torch.testing.assert_close(sid_gradient(student, teacher, 0.5), full, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(sid_gradient(student, teacher, 1.0), held, rtol=1e-6, atol=1e-9)
+    assert (full - held).abs().max() > 1e-3
+
+
+def sim_gradient(student, teacher, distance, detached=False):
+    fake = student.denoiser(student.k.detach(), student.m.detach())
+    x0, x_t, t, w = student.drawn()
+    seen = x_t.detach() if detached else x_t
+    loss = sim_loss(x0, teacher(seen, t).x0, fake(seen, t).x0, torch.ones(len(x0)), distance)
+    return student.gradient((w * loss).sum())
+
+
+@pytest.mark.parametrize(("path", "time"), PATHS, ids=repr)
+def test_sim_has_the_gradient_of_its_divergence_with_the_law_held(path, time):
+    student, teacher, c = Student(path, time), teacher_on(path), 1.0
+    huber = fisher(student, teacher, True, lambda y: (y**2 + c**2).sqrt() - c)
+    torch.testing.assert_close(sim_gradient(student, teacher, HuberScore(c)), huber, rtol=1e-6, atol=1e-9)
+    square = sim_gradient(student, teacher, SquaredScore())
+    torch.testing.assert_close(square, sid_gradient(student, teacher, 1.0) / 2, rtol=1e-12, atol=1e-14)
+
+
+def test_with_detached_networks_sim_would_be_dmd():
+    """Why the networks of SIM and SiD must pass gradients on (the x0 form then silently has another gradient)."""
+    student, teacher = Student(FLOW, 0.6), teacher_on(FLOW)
+    fake = student.denoiser(student.k.detach(), student.m.detach())
+    x0, x_t, t, w = student.drawn()
+    loss, _, _ = dmd_loss(x0, x_t, t, teacher, fake, FLOW, ByTime(MaxSNR(0.0)))
+    a, _, s = FLOW.schedule(t)
+    dmd = student.gradient((w * loss / (a / s) ** 2).sum())
+    torch.testing.assert_close(sim_gradient(student, teacher, SquaredScore(), detached=True), dmd, rtol=1e-9, atol=0)
+    assert (dmd - sim_gradient(student, teacher, SquaredScore())).abs().max() > 1e-2
+
+
+def test_weights_of_the_difference_of_scores():
+    x0, teacher = normal(5, 3), normal(5, 3, seed=1)
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    torch.testing.assert_close(ByTeacherError()(x0, teacher, t, FLOW), 1 / (x0 - teacher).abs().mean(1))
+    # s^2 (eps_phi - eps_psi) = a s (D_psi - D_phi), since eps = (x - a D)/s
+    x_t, fake = normal(5, 3, seed=2), normal(5, 3, seed=3)
+    a, s = (1 - t)[:, None], t[:, None]
+    eps = [(x_t - a * d) / s for d in (teacher, fake)]
+    weight = NoiseDifference()(x0, teacher, t, FLOW)[:, None]
+    torch.testing.assert_close(weight * (fake - teacher), s**2 * (eps[0] - eps[1]))
+
+
+def test_a_projected_gradient_is_what_samples_get():
+    x0, g = normal(4, 2, 3).requires_grad_(True), normal(4, 2, 3, seed=1)
+    loss = projected(x0, g)
+    torch.testing.assert_close(loss, 0.5 * g.square().flatten(1).mean(1))
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), x0)[0], g / 6)
+
+
+# --- where gradients flow ----------------------------------------------------------------------------------------
+
+
+def generator(seed=0, steps=1, solver=None, path=FLOW):
+    torch.manual_seed(seed)
+    return Generator(Denoiser(MLP(2, 16, 2).double(), path, U()), solver or DDIM(), Uniform(), steps)
+
+
+def data(n=32, seed=0):
+    return {"x0": normal(n, 2, seed=seed)}
+
+
+def lagging(cls, **kwargs):
+    """A method whose fake score is no longer the teacher."""
+    model = cls(generator(), 10, **kwargs)
+    model.fake.load_state_dict(generator(5).state_dict())
+    return model
+
+
+def gradients(model, terms):
+    """Of the sum of these terms: the student's parameters and the fake score's."""
+    total = torch.stack(list(terms.values())).sum()
+    own, fake = list(model.student.parameters()), [p for p in model.fake.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(total, own + fake, allow_unused=True)
+    return grads[: len(own)], grads[len(own) :]
+
+
+@pytest.mark.parametrize("cls", [DMD, SiD, SIM])
+def test_the_student_learns_from_its_terms_alone_and_the_fake_score_from_its_own(cls):
+    model, teacher = lagging(cls), generator()
+    terms = model.loss(data())
+    assert set(terms) == {"score", "fake"}
+    own, fake = gradients(model, {"score": terms["score"]})
+    assert all(g is not None and g.abs().max() > 0 for g in own)
+    assert all(g is None for g in fake)
+    own, fake = gradients(model, {"fake": model.loss(data())["fake"]})
+    assert all(g is None for g in own)
+    assert all(g is not None and g.abs().max() > 0 for g in fake)
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(model.teacher.parameters(), teacher.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("cls", [DMD, SiD, SIM])
+def test_the_students_gradient_is_the_written_one(cls):
+    """By hand on the same noise: moving any detach changes it."""
+    model = lagging(cls)
+    batch = data()
+    torch.manual_seed(3)
+    own, _ = gradients(model, {"score": model.loss(batch)["score"]})
+    torch.manual_seed(3)
+    noise, _ = torch.randn_like(batch["x0"]), torch.randint(1, ())  # where the rollout ends
+    t1 = torch.ones(32, dtype=torch.float64)
+    x0 = noise - model.student.denoiser.net(noise, t1)
+    t = model.times(32, FLOW)
+    x_t = (1 - t)[:, None] * x0 + t[:, None] * torch.randn_like(x0)
+    if cls is DMD:
+        x_t = x_t.detach()
+    teacher, fake = (x_t - t[:, None] * g.denoiser.net(x_t, t) for g in (model.teacher, model.fake))
+    scale = 1 / (x0 - teacher).detach().abs().mean(1, keepdim=True)
+    y = fake - teacher
+    if cls is DMD:
+        loss = (x0 * (scale * y).detach()).mean()
+    elif cls is SiD:
+        loss = (scale * (-y) * (teacher - x0 + y)).mean()
+    else:
+        norm = (y.square().sum(1, keepdim=True) + 0.05**2).sqrt()
+        loss = (y / norm * (x0 - fake)).sum(1).mean()
+    wanted = torch.autograd.grad(loss, list(model.student.parameters()))
+    for g, h in zip(own, wanted, strict=True):
+        torch.testing.assert_close(g, h, rtol=1e-9, atol=1e-12)
+
+
+def test_equal_scores_move_nothing():
+    for cls in (DMD, SiD):
+        model = cls(generator(), 10)
+        if cls is SiD:
+            model.fake.load_state_dict(generator().state_dict())
+        own, _ = gradients(model, {"score": model.loss(data())["score"]})
+        assert max(g.abs().max() for g in own) < (1e-18 if cls is DMD else 1e-12)
+
+
+def test_the_fake_score_learns_by_denoising_the_samples():
+    model = lagging(DMD, fake_weighting=MaxSNR(0.0))
+    x0, eps, t = normal(8, 2), normal(8, 2, seed=1), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    d = model.fake.denoiser
+    # in eps: |eps_psi - eps|^2 = SNR |D - x0|^2;  in the flow's own units: |u - (eps - x0)|^2 = |D - x0|^2 / t^2
+    x_t = FLOW.sample(x0, eps, t)
+    by_eps = (d(x_t, t).eps - eps).square().mean(1)
+    torch.testing.assert_close(fake_loss(d, x0, eps, t, {}, None, MaxSNR(0.0)), by_eps)
+    by_u = (d(x_t, t).x0 - x0).square().mean(1) / t**2
+    torch.testing.assert_close(fake_loss(d, x0, eps, t, {}, None, None), by_u)
+
+
+def test_pairs_add_a_regression():
+    model = DMD(generator(steps=8), 10, pool=PairPool(size=64, fresh=32), regression=0.25)
+    model.student.steps = 1
+    terms = model.loss(data())
+    assert set(terms) == {"score", "fake", "regression"}
+    noise = normal(32, 2, seed=7)
+    target = model.teacher.generate(noise)
+    wanted = 0.25 * (model.student.generate(noise) - target).square().mean()
+    torch.testing.assert_close(model.regress(None, {"noise": noise, "target": target})["regression"], wanted)
+
+
+# --- the student's rollout ---------------------------------------------------------------------------------------
+
+
+def states_of(student, noise):
+    """The student's states at its times, each step by the sampling loop."""
+    times = student.grid(FLOW, student.steps)
+    return [
+        noise if k == 0 else sample(student.denoiser.bind(), noise, FLOW, student.solver, times[: k + 1])
+        for k in range(student.steps)
+    ]
+
+
+@pytest.mark.parametrize("exit", [LastStep(), RandomStep(), EachStep()], ids=repr)
+def test_a_rollout_meets_the_states_of_the_sampler(exit):
+    student, noise = generator(steps=4), normal(64, 2)
+    with torch.no_grad():
+        states = torch.stack(states_of(student, noise), 1)
+        seen = set()
+        for seed in range(12):
+            torch.manual_seed(seed)
+            reached = Rollout(exit)(student, noise, {})
+            k = ((1 - reached.t) * 4).round().long()
+            seen |= set(k.tolist())
+            torch.testing.assert_close(reached.x, states[torch.arange(64), k])
+            torch.testing.assert_close(reached.s, reached.t - 0.25)
+            torch.testing.assert_close(reached.estimate.x0, student.denoiser(reached.x, reached.t).x0)
+            assert (len(set(k.tolist())) == 1) is not isinstance(exit, EachStep)
+    assert seen == ({3} if exit == LastStep() else {0, 1, 2, 3})
+
+
+@pytest.mark.parametrize("exit", [LastStep(), EachStep()], ids=repr)
+@pytest.mark.parametrize("through", [0, 1, 2, 3])
+def test_gradients_pass_so_many_steps_before_the_exit(exit, through):
+    student, noise = generator(steps=4), normal(64, 2)
+    torch.manual_seed(0)
+    k = exit(64, 4)
+    torch.manual_seed(0)
+    own = Rollout(exit, through)(student, noise, {}).estimate.x0
+    times, x, wanted = student.grid(FLOW, 4), noise, torch.zeros_like(own)
+    for sample_of in range(64):
+        x = noise[sample_of : sample_of + 1]
+        last = int(k[sample_of])
+        for j in range(last):
+            x = sample(student.denoiser.bind(), x, FLOW, DDIM(), times[j : j + 2])
+            if j < last - through:
+                x = x.detach()
+        wanted[sample_of] = student.denoiser(x, times[last : last + 1]).x0[0]
+    for parameters in (list(student.parameters()),):
+        g, h = (torch.autograd.grad(v.square().sum(), parameters) for v in (own, wanted))
+        for a, b in zip(g, h, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_inputs_of_a_rollout_have_the_law_of_inference():
+    """Backward simulation with fresh noise: the inputs at each step are distributed as the sampler's."""
+    student = generator(steps=4, solver=GammaSampling(1.0))
+    times = student.grid(FLOW, 4)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        reached = Rollout(EachStep())(student, torch.randn(8000, 2, dtype=torch.float64), {})
+        for k in range(1, 4):
+            there = reached.x[(reached.t - times[k]).abs() < 1e-9]
+            own = sample(student.denoiser.bind(), normal(len(there), 2), FLOW, student.solver, times[: k + 1])
+            assert energy_distance(there, own) < 0.003
+
+
+# --- the shell ---------------------------------------------------------------------------------------------------
+
+
+class Batches(L.LightningDataModule):
+    def batch(self, n, generator):
+        return {"x0": torch.randn(n, 2, generator=generator)}
+
+    def train_dataloader(self):
+        return StatefulLoader(self, 16)
+
+    def val_dataloader(self):
+        return DataLoader([], batch_size=None)
+
+
+class Watch(L.Callback):
+    """The student's, fake score's and average's first weight after every iteration."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        nets = (model.student, model.fake, model.averaged)
+        self.seen.append([next(n.parameters()).detach().clone() for n in nets])
+
+
+def fitted(model, tmp_path):
+    watch = Watch()
+    L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[EMA(0.5), watch],
+    ).fit(model, Batches())  # fmt: skip
+    return watch.seen
+
+
+def single(seed=0):
+    torch.manual_seed(seed)
+    return Generator(Denoiser(MLP(2, 16, 2), FLOW, U()), DDIM(), Uniform())
+
+
+def test_the_fake_score_is_updated_always_and_the_student_every_ratio_th_time(tmp_path):
+    model = DMD(single(), 10, ratio=3)
+    model.fake.load_state_dict(single(4).state_dict())
+    first = [next(n.parameters()).detach().clone() for n in (model.student, model.fake, model.student)]
+    seen = [first, *fitted(model, tmp_path)]
+    moves = [[not torch.equal(a, b) for a, b in zip(x, y, strict=True)] for x, y in itertools.pairwise(seen)]
+    assert [m[0] for m in moves] == [k % 3 == 0 for k in range(10)]
+    assert all(m[1] for m in moves)
+    assert [m[2] for m in moves] == [k % 3 == 0 for k in range(10)]
+    assert {"train/score", "train/fake", "train/grad_norm", "train/grad_norm_fake", "train/score_gap"} <= set(
+        model.values
+    )
+
+
+def test_networks_have_optimisers_of_their_own():
+    model = DMD(
+        single(), 10,
+        optimizer=lambda p: torch.optim.Adam(p, lr=1e-4), critic_optimizer=lambda p: torch.optim.SGD(p, lr=1e-2),
+    )  # fmt: skip
+    student, fake = model.configure_optimizers()
+    assert isinstance(student, torch.optim.Adam)
+    assert isinstance(fake, torch.optim.SGD)
+    for optimizer, net in ((student, model.student), (fake, model.fake)):
+        assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in net.parameters()}
+    with pytest.raises(ValueError, match="ratio >= 1, not 0"):
+        DMD(single(), 10, ratio=0)
+
+
+def test_frozen_networks_pass_gradients_on_and_are_as_before_after_it():
+    net, x = MLP(2, 8, 2), torch.randn(4, 2, requires_grad=True)
+    net.first.bias.requires_grad_(False)
+    with frozen(net):
+        net(x, torch.ones(4)).sum().backward()
+    assert x.grad.abs().max() > 0
+    assert all(p.grad is None for p in net.parameters())
+    assert [n for n, p in net.named_parameters() if not p.requires_grad] == ["first.bias"]
+
+
+def test_the_fake_score_may_be_adapters_on_the_teachers_weights():
+    model, teacher = DMD(generator(), 10, adapters=LowRank(4)), generator()
+    x, t = normal(8, 2), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    want = teacher.denoiser(x, t).x0
+    torch.testing.assert_close(model.teacher.denoiser(x, t).x0, want, rtol=0, atol=0)
+    torch.testing.assert_close(model.fake.denoiser(x, t).x0, want, rtol=0, atol=0)
+    trained = [p for p in model.fake.parameters() if p.requires_grad]
+    assert 0 < sum(p.numel() for p in trained) < sum(p.numel() for p in teacher.parameters())
+    with torch.no_grad():
+        for p in trained:
+            p += 0.3 * normal(*p.shape)
+    torch.testing.assert_close(model.teacher.denoiser(x, t).x0, want, rtol=0, atol=0)
+    assert (model.fake.denoiser(x, t).x0 - want).abs().max() > 1e-2
+    shared = {id(p) for p in model.fake.parameters()} & {id(p) for p in model.teacher.parameters()}
+    assert len(shared) >= len(list(teacher.parameters()))
+    own, fake = gradients(model, {"score": model.loss(data())["score"]})
+    assert all(g is not None for g in own)
+    assert all(g is None for g in fake)
+
+
+def test_guidance_moves_the_teacher_and_where_asked_the_fake_score():
+    torch.manual_seed(0)
+    net = MLP(2, 16, 2, classes=3).double()
+    teacher = ClassGenerator(Denoiser(net, FLOW, U()), DDIM(), Uniform(), shape=(2,))
+    batch = {"x0": normal(16, 2), "label": torch.arange(16) % 3}
+    x, t = normal(16, 2, seed=1), torch.full((16,), 0.5, dtype=torch.float64)
+    for guided in (False, True):
+        model = DMD(teacher, 10, guidance=TeacherGuidance(3.0, 3.0), guided_fake=guided, drop=0.5)
+        drawn = model.drawn(batch)
+        scores = [f(x, t).x0 for f in model.scores(drawn)]
+        cond, null = {"label": batch["label"]}, {"label": torch.full((16,), 3)}
+        c, u = (teacher.denoiser(x, t, v).x0 for v in (cond, null))
+        torch.testing.assert_close(scores[0], u + 3 * (c - u))
+        torch.testing.assert_close(scores[1], u + 3 * (c - u) if guided else c)
+        model.loss(batch)["fake"].backward()
+        assert model.fake.denoiser.net.label.weight.grad[3].abs().max() > 0  # dropped labels
+
+
+def test_validation_has_the_energy_distance():
+    x, y = normal(40, 2), normal(40, 2, seed=1) + 0.5
+    cross = torch.cdist(x, y)
+    n = len(x)
+    distinct = energy_distance(x, y) - 2 * cross.mean() + 2 * (cross.sum() - cross.trace()) / (n * (n - 1))
+    torch.testing.assert_close(energy_terms(x, y).mean(), distinct)
+    figures = DMD(generator(), 1).evaluate(generator(3), data(64))
+    assert {"agreement", "energy"} <= set(figures)
+
+
+def test_a_copy_of_the_method_is_independent():
+    model = DMD(generator(), 3)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.fake.parameters()).add_(1.0)
+    assert not torch.equal(next(model.fake.parameters()), next(other.fake.parameters()))

@@ -13,14 +13,30 @@ from worlds import normal
 
 from fewstep.class_generator import ClassGenerator
 from fewstep.denoiser import Denoiser
+from fewstep.discriminators import Adversary, GlobalHead
 from fewstep.distill.alternating import energy_terms
+from fewstep.distill.disback import DisBack
 from fewstep.distill.dmd import DMD, dmd_loss
+from fewstep.distill.f_distill import (
+    FDistill,
+    ForwardKL,
+    Jeffreys,
+    JensenShannon,
+    Neyman,
+    ReverseKL,
+    SoftenedReverseKL,
+    SquaredHellinger,
+    steadied,
+)
 from fewstep.distill.guidance import TeacherGuidance
+from fewstep.distill.ladd import LADD
 from fewstep.distill.pool import PairPool
 from fewstep.distill.rollout import EachStep, LastStep, RandomStep, Rollout, frozen
 from fewstep.distill.score_distillation import fake_loss
 from fewstep.distill.score_gradient import ByTeacherError, ByTime, NoiseDifference, projected
 from fewstep.distill.sid import SIM, HuberScore, SiD, SquaredScore, sid_loss, sim_loss
+from fewstep.distill.tdm import TDM, diffused
+from fewstep.distill.uni_instruct import UniInstruct, uni_instruct_loss
 from fewstep.distill.weighting import MaxSNR
 from fewstep.estimate import Estimate
 from fewstep.generator import Generator
@@ -56,9 +72,9 @@ def teacher_on(path):
 class Student:
     """x0 = k z + m in one dimension, and the exact law, score and denoiser of its noised samples."""
 
-    def __init__(self, path, time):
+    def __init__(self, path, time, k=0.9):
         self.path, self.time = path, torch.tensor([time], dtype=torch.float64)
-        self.k = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+        self.k = torch.tensor(k, dtype=torch.float64, requires_grad=True)
         self.m = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
         self.parameters = [self.k, self.m]
         self.a, _, self.s = (v.item() for v in path.schedule(self.time))
@@ -105,6 +121,41 @@ def test_dmd_has_the_gradient_of_the_reverse_divergence(path, time):
     assert wanted.abs().min() > 1e-3
 
 
+F = {
+    ReverseKL(): lambda r: -r.log(),
+    ForwardKL(): lambda r: r * r.log(),
+    JensenShannon(): lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(),
+    SquaredHellinger(): lambda r: (1 - r.sqrt()) ** 2,
+    Jeffreys(): lambda r: (r - 1) * r.log(),
+    SoftenedReverseKL(): lambda r: (r + 1) * ((r + 1) / (2 * r)).log(),
+}
+
+
+@pytest.mark.parametrize("divergence", F, ids=repr)
+@pytest.mark.parametrize(("path", "time"), PATHS, ids=repr)
+def test_weights_of_f_distill_make_the_gradient_of_their_divergence(path, time, divergence):
+    student, teacher = Student(path, time, 2.5), teacher_on(path)
+    fake = student.denoiser(student.k.detach(), student.m.detach())
+    x0, x_t, t, w = student.drawn(120)
+    loss, _, _ = dmd_loss(x0, x_t, t, teacher, fake, path, ByTime(MaxSNR(0.0)))
+    r = (teacher.log_density(x_t, time) - student.log_density(x_t, student.k, student.m)[:, 0]).exp().detach()
+    x = torch.linspace(-24, 24, 40_001, dtype=torch.float64)[:, None]
+    log_p = student.log_density(x, student.k, student.m)[:, 0]
+    ratio = (teacher.log_density(x, time) - log_p).exp().clamp_min(1e-100)
+    wanted = student.gradient(torch.trapezoid(log_p.exp() * F[divergence](ratio), x[:, 0]))
+    torch.testing.assert_close(student.gradient((w * divergence.h(r) * loss).sum()), wanted, rtol=1e-6, atol=1e-9)
+    assert wanted.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("divergence", [*F, Neyman()], ids=repr)
+def test_h_is_the_second_derivative_times_r_squared(divergence):
+    f = F.get(divergence, lambda r: (1 - r) ** 2 / (2 * r))
+    r = torch.linspace(0.2, 5, 9, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(f(r).sum(), r, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), r)
+    torch.testing.assert_close(divergence.h(r.detach()), second * r.detach() ** 2)
+
+
 def fisher(student, teacher, held, f):
     """Gradient of E f(D_phi(x_t) - D_psi(x_t)), psi the student's own; held: the law of x_t stays as it is."""
     parameters = [p.detach() if held else p for p in student.parameters]
@@ -127,6 +178,49 @@ def test_sid_has_the_gradient_of_the_fisher_divergence_at_one_half_and_of_the_he
     torch.testing.assert_close(sid_gradient(student, teacher, 0.5), full, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(sid_gradient(student, teacher, 1.0), held, rtol=1e-6, atol=1e-9)
     assert (full - held).abs().max() > 1e-3
+
+
+def uni_gradient(student, teacher, divergence, complete):
+    """2 E of the loss with the exact ratio, whose graph reaches x_t alone."""
+    held = [p.detach() for p in student.parameters]
+    x0, x_t, t, w = student.drawn(120)
+    own, wanted = student.denoiser(*held)(x_t, t).x0, teacher(x_t, t).x0
+    r = (teacher.log_density(x_t, student.time.item()) - student.log_density(x_t, *held)[:, 0]).exp().clamp_min(1e-60)
+    loss = uni_instruct_loss(x0, wanted, own, r, torch.ones(len(x0)), divergence, complete)
+    return 2 * student.gradient((w * loss).sum())
+
+
+@pytest.mark.parametrize("divergence", F, ids=repr)
+@pytest.mark.parametrize(("path", "time"), PATHS, ids=repr)
+def test_both_parts_of_uni_instruct_are_the_gradient_of_the_expanded_divergence(path, time, divergence):
+    student, teacher = Student(path, time, 2.5), teacher_on(path)
+    x = torch.linspace(-24, 24, 40_001, dtype=torch.float64)[:, None]
+    log_p = student.log_density(x, student.k, student.m)[:, 0]
+    r = (teacher.log_density(x, time) - log_p).exp().clamp_min(1e-100)
+    delta = (teacher(x, time).x0 - student.denoiser(student.k, student.m)(x, None).x0)[:, 0]
+    wanted = student.gradient(torch.trapezoid(log_p.exp() * divergence.h(r) * delta**2, x[:, 0]))
+    torch.testing.assert_close(uni_gradient(student, teacher, divergence, True), wanted, rtol=1e-6, atol=1e-8)
+    part = uni_gradient(student, teacher, divergence, False)
+    # for the forward divergence the second part is zero
+    assert torch.allclose(part, wanted, rtol=1e-6, atol=1e-8) == isinstance(divergence, ForwardKL)
+
+
+def test_uni_instruct_has_sid_among_its_settings():
+    student, teacher = Student(FLOW, 0.6), teacher_on(FLOW)
+    for complete, alpha in ((False, 1.0), (True, 0.5)):
+        x0, x_t, t, _ = student.drawn(20)
+        fake, wanted = (f(x_t, t).x0 for f in (student.denoiser(student.k.detach(), student.m.detach()), teacher))
+        r, weight = torch.rand(len(x0), dtype=torch.float64) + 0.5, torch.rand(len(x0), dtype=torch.float64)
+        own = uni_instruct_loss(x0, wanted, fake, r, weight, ReverseKL(), complete)
+        torch.testing.assert_close(own, sid_loss(x0, wanted, fake, weight, alpha), rtol=1e-12, atol=1e-12)
+
+
+def test_the_forward_divergence_moves_the_mean_to_the_teacher_and_widens_a_narrow_student():
+    student = Student(FLOW, 0.6, 0.7)
+    teacher = Mixture(FLOW, torch.tensor([[0.6]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64))
+    k, m = uni_gradient(student, teacher, ForwardKL(), False)
+    assert k < 0  # descent raises k
+    assert m < 0
 
 
 def sim_gradient(student, teacher, distance, detached=False):
@@ -478,3 +572,166 @@ def test_a_copy_of_the_method_is_independent():
     with torch.no_grad():
         next(other.fake.parameters()).add_(1.0)
     assert not torch.equal(next(model.fake.parameters()), next(other.fake.parameters()))
+
+
+# --- with an adversary, and over trajectories --------------------------------------------------------------------
+
+ADVERSARY = Adversary(["rest.0"], GlobalHead(16), weight=0.5, critic_weight=0.1)
+
+
+def doubled(cls, **kwargs):
+    model = lagging(cls, adversary=ADVERSARY, **kwargs) if cls is not LADD else LADD(generator(), 10, ADVERSARY)
+    model.critics.double()
+    return model
+
+
+@pytest.mark.parametrize("cls", [DMD, SiD, TDM, FDistill, UniInstruct])
+def test_an_adversary_adds_its_terms_and_each_network_learns_from_its_own(cls):
+    model = doubled(cls)
+    terms = model.loss(data())
+    assert set(terms) == {"score", "adversarial", "fake", "critic"}
+    student, fake, heads = (list(n.parameters()) for n in (model.student, model.fake, model.heads))
+
+    def learns(name, nets):
+        grads = torch.autograd.grad(terms[name], student + fake + heads, allow_unused=True, retain_graph=True)
+        for net, some in zip(("student", "fake", "heads"), (grads[: len(student)], grads[len(student) : -len(heads)],
+                             grads[-len(heads) :]), strict=True):  # fmt: skip
+            assert any(g is not None and g.abs().max() > 0 for g in some) == (net in nets), (name, net)
+
+    learns("score", {"student"})
+    learns("adversarial", {"student"})
+    learns("fake", {"fake"})
+    learns("critic", {"fake", "heads"})  # the fake score is the heads' trunk
+
+
+def test_heads_on_the_teacher_leave_it_as_it_is():
+    model = doubled(LADD)
+    terms = model.loss(data())
+    assert set(terms) == {"adversarial", "critic"}
+    sum(terms.values()).backward()
+    assert all(p.grad is not None for p in (*model.student.parameters(), *model.heads.parameters()))
+    assert all(p.grad is None for p in model.teacher.parameters())
+
+
+def test_the_teachers_samples_may_stand_for_data():
+    torch.manual_seed(0)
+    model = LADD(generator(steps=8), 10, ADVERSARY, pool=PairPool(size=64, fresh=32))
+    real = model.drawn({"x0": torch.full((32, 2), 100.0, dtype=torch.float64)}).x0
+    assert real.abs().max() < 20
+    torch.testing.assert_close(model.drawn(data()).x0.shape, torch.Size((32, 2)))
+
+
+def test_adversarial_distillation_pulls_to_the_teacher():
+    model = LADD(generator(), 10, ADVERSARY, distillation=2.5)
+    model.critics.double()
+    model.student.load_state_dict(generator(5).state_dict())
+    torch.manual_seed(3)
+    term = model.loss(data())["distill"]
+    torch.manual_seed(3)
+    noise, _ = torch.randn(32, 2, dtype=torch.float64), torch.randint(1, ())
+    x0 = model.student.denoiser(noise, torch.ones(32, dtype=torch.float64)).x0
+    ADVERSARY.student_term(model.heads, model.teacher.denoiser, x0, x0, {}, None)  # draws its noise
+    t = model.times(32, FLOW)
+    wanted = model.teacher.denoiser(FLOW.sample(x0, torch.randn_like(x0), t), t).x0.detach()
+    torch.testing.assert_close(term, 2.5 * (x0 - wanted).square().mean())
+
+
+def test_f_distill_with_the_reverse_divergence_is_dmd_bit_for_bit():
+    losses = []
+    for cls, kwargs in ((DMD, {}), (FDistill, {"divergence": ReverseKL()})):
+        torch.manual_seed(0)
+        model = doubled(cls, **kwargs)
+        torch.manual_seed(1)
+        losses.append(gradients(model, {"score": model.loss(data())["score"]})[0])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+
+
+def test_weights_of_f_distill_are_one_on_average():
+    model = doubled(FDistill)
+    t = torch.linspace(0.02, 0.98, 64, dtype=torch.float64)
+    logit = 3 * normal(64)
+    r = steadied(logit, t, FLOW)
+    for part in range(10):
+        inside = (t * 10).long() == part
+        assert r[inside].mean() == pytest.approx(1.0)
+    assert r.max() <= 20 / 0.1
+    far = steadied(torch.tensor([100.0, -100.0], dtype=torch.float64), t[:2], FLOW)
+    torch.testing.assert_close(far[0] / far[1], torch.tensor(200.0, dtype=torch.float64))
+    h = JensenShannon().h(r)
+    assert (h / h.mean()).mean() == pytest.approx(1.0)
+    assert torch.isfinite(model.loss(data())["score"])
+
+
+@pytest.mark.parametrize(("path", "time"), PATHS, ids=repr)
+def test_mixed_noise_keeps_the_coefficients_of_the_path(path, time):
+    n, x0, eps, xi = 6, normal(6, 2), normal(6, 2, seed=1), normal(6, 2, seed=2)
+    m = torch.linspace(0.0, 1.0, n, dtype=torch.float64) * (time - path.t_min) + path.t_min
+    t = torch.full((n,), time, dtype=torch.float64)
+    e = diffused(path, eps, m, t, xi)
+    (a_m, _, s_m), (a_t, _, s_t) = (tuple(v[:, None] for v in path.schedule(u)) for u in (m, t))
+    x_m = a_m * x0 + s_m * eps
+    x_t = a_t / a_m * x_m + (s_t**2 - (a_t * s_m / a_m) ** 2).clamp_min(0).sqrt() * xi
+    torch.testing.assert_close(path.sample(x0, e, t), x_t, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(e[-1], eps[-1])  # m = t: nothing is added
+
+
+def test_tdm_compares_after_the_next_state_and_inside_the_path():
+    for inside in (False, True):
+        model = lagging(TDM, inside=inside)
+        reached = model.rollout(model.student, normal(4000, 2), {})
+        t, e, xi = model.mixed(reached)
+        assert (t >= reached.s.clamp_min(0.02) - 1e-12).all()
+        assert (t <= 0.98 + 1e-12).all()
+        assert t.max() > 0.97
+        last = reached.s == 0
+        if not inside:
+            torch.testing.assert_close(e[last], xi[last])  # a clean sample gets fresh noise alone
+        assert (e[~last] - xi[~last]).abs().max() > 1e-2
+        assert model.student.solver == DDIM()
+    assert {round(v, 2) for v in reached.s.tolist()} == {0.75, 0.5, 0.25, 0.0}
+
+
+# --- backtracking ------------------------------------------------------------------------------------------------
+
+
+def test_disback_degrades_first_and_comes_back_to_the_teacher(tmp_path):
+    model = DisBack(
+        single(), 20, degradation=8, kept=4, backtracking=0.5, critic_optimizer=lambda p: torch.optim.Adam(p, 1e-3)
+    )
+    start = single()
+
+    class Stages(L.Callback):
+        seen = []
+        weights = []
+
+        def on_train_batch_start(self, trainer, model, batch, batch_idx):
+            self.seen.append(model.stage() if model.done >= 8 else "degrading")
+            self.weights.append([next(n.parameters()).detach().clone() for n in (model.student, model.fake)])
+
+    stages = Stages()
+    L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[stages],
+    ).fit(model, Batches())  # fmt: skip
+    assert stages.seen == ["degrading"] * 8 + [3, 3, 2, 1, 1, 0] + [None] * 6
+    for i in range(9):
+        assert torch.equal(stages.weights[i][0], next(start.parameters()))
+    assert not torch.equal(stages.weights[10][0], stages.weights[9][0])
+    kept = [next(s.parameters()) for s in model.states]
+    for i, done in enumerate((2, 4, 6, 8)):
+        assert torch.equal(kept[i], stages.weights[done][1])
+    assert not any(p.requires_grad for p in model.states.parameters())
+    x, t = torch.randn(4, 2), torch.full((4,), 0.5)
+    drawn = model.drawn({"x0": x})
+    model.done = 8
+    torch.testing.assert_close(model.scores(drawn)[0](x, t).x0, model.states[3](x, t).x0)
+    model.done = 19
+    torch.testing.assert_close(model.scores(drawn)[0](x, t).x0, start.denoiser(x, t).x0)
+
+
+def test_impossible_stages_are_refused():
+    for kwargs in ({"degradation": 10}, {"degradation": 3, "kept": 4}, {"kept": 0}):
+        with pytest.raises(ValueError, match="1 <= kept <= degradation < iterations"):
+            DisBack(generator(), 10, **({"degradation": 4, "kept": 2} | kwargs))
+    with pytest.raises(ValueError, match="network of its own"):
+        DisBack(generator(), 10, degradation=4, kept=2, adapters=LowRank(2))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewstep.denoiser import Cond
 from fewstep.distill.base import Distiller
 from fewstep.distill.rollout import Reached, Rollout, frozen
+from fewstep.estimate import Estimate
 from fewstep.generator import Generator
 from fewstep.nets.adapter import trainable
 from fewstep.train.shell import Batch, Terms, scheduled
@@ -81,12 +82,13 @@ class AlternatingDistiller(Distiller):
         told = self.guidance.student_cond(drawn.cond, drawn.w)
         with torch.set_grad_enabled(torch.is_grad_enabled() and mine):
             reached = self.rollout(self.student, torch.randn_like(drawn.x0), told, drawn.y)
-            sample = reached.estimate.x0
+            x0, eps = reached.estimate.x0, reached.estimate.eps
         terms: Terms = {}
         if mine:
             with frozen(self.critics):
                 terms = self.student_terms(reached, drawn, batch)
-        return terms | self.critic_terms(sample.detach(), drawn, batch)
+        held = reached._replace(x=reached.x.detach(), estimate=Estimate(x0.detach(), eps.detach()))
+        return terms | self.critic_terms(held, drawn, batch)
 
     def drawn(self, batch: Batch) -> Drawn:
         """The batch in the space of the path, with guidance scales."""
@@ -98,8 +100,8 @@ class AlternatingDistiller(Distiller):
         """Scalars whose sum the student minimises; critics give no gradient to themselves here."""
 
     @abstractmethod
-    def critic_terms(self, sample: Tensor, drawn: Drawn, batch: Batch) -> Terms:
-        """Scalars whose sum the critics minimise, on samples x0 of the student without its graph."""
+    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """Scalars whose sum the critics minimise, on the same samples of the student without its graph."""
 
     def closeness(self, own: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """Also `energy`, the energy distance between both sets of samples as means of (B,): these methods match laws, not trajectories."""

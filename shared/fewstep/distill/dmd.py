@@ -60,7 +60,7 @@ class DMD(ScoreDistillation):
         super().__init__(teacher, iterations, **kwargs)
         self.weight, self.pool, self.regression, self.distance = weight, pool, regression, distance
 
-    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise) -> Tensor:
+    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise, drawn: Drawn) -> Tensor:
         """1/2 |x0 - sg(x0 - g)|^2 / D."""
         loss, own, wanted = dmd_loss(x0, x_t, t, teacher, fake, self.teacher.denoiser.path, self.weight)
         self.see(own, wanted)

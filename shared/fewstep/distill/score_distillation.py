@@ -3,8 +3,9 @@
     x0 = the student's rollout,   x_t = path.sample(x0, eps, t)
     fake score psi     denoising regression on sg(x0), at times of its own
     student            a method's loss on x0, x_t, D^w_phi(x_t) of the guided teacher and D_psi(x_t)
+    adversary          heads on layers of the fake score, whose network learns from both (DMD2, arXiv:2405.14867)
 
-No data is needed where no term looks at it: batches then give shapes and conditions.
+No data is needed without an adversary: batches then give shapes and conditions.
 """
 
 import copy
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoise, Denoiser
+from fewstep.discriminators import Adversary
+from fewstep.discriminators.discriminator import Discriminator
 from fewstep.distill.alternating import AlternatingDistiller, Drawn
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.rollout import Reached
@@ -37,6 +40,7 @@ class ScoreDistillation(AlternatingDistiller):
         fake_times: at which the fake score learns; fake_weighting: of |D_psi - x0|^2 there, the prediction's own units unless given.
         drop: share of samples whose conditions the fake score does not see.
         adapters: the fake score is the teacher with these adapters, in place of a network of its own.
+        adversary: a further term for both, against the data.
     """
 
     sampler = GammaSampling(1.0)
@@ -52,28 +56,45 @@ class ScoreDistillation(AlternatingDistiller):
         fake_weighting: Weighting | None = None,
         drop: float = 0.0,
         adapters: LowRank | None = None,
+        adversary: Adversary | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher, iterations, **kwargs)
         self.times, self.fake_times, self.fake_weighting, self.drop = times, fake_times, fake_weighting, drop
-        self.guided_fake, self.gap = guided_fake, 0.0
+        self.guided_fake, self.adversary, self.adapters = guided_fake, adversary, adapters
         self.guide(guidance)
         fake, base = fake_score(teacher, adapters)
         self._teacher = [base]
         self.add_critic("fake", fake)
+        if adversary is not None:
+            self.add_critic("heads", adversary.build(fake))
 
     @property
     def fake(self) -> Generator:
         """The generator whose denoiser is the fake score."""
         return self.critics["fake"]  # pyright: ignore[reportReturnType]
 
+    @property
+    def heads(self) -> Discriminator:
+        """Those of the adversary."""
+        return self.critics["heads"]  # pyright: ignore[reportReturnType]
+
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """The method's loss at one time of every sample's path."""
         x0, path = reached.estimate.x0, self.teacher.denoiser.path
-        t = self.times(len(x0), path).to(x0.device)
-        x_t = path.sample(x0, torch.randn_like(x0), t, drawn.y)
+        t, eps = self.noise(reached, self.times)
+        x_t = path.sample(x0, eps, t, drawn.y)
         teacher, fake = self.scores(drawn)
-        return {"score": self.match(x0, x_t, t, teacher, fake).mean()}
+        terms = {"score": self.match(x0, x_t, t, teacher, fake, drawn).mean()}
+        if self.adversary is not None:
+            backbone, (real, cond, y, _) = self.fake.denoiser, drawn
+            terms["adversarial"] = self.adversary.student_term(self.heads, backbone, x0, real, cond, y).mean()
+        return terms
+
+    def noise(self, reached: Reached, times: TimeSampler) -> tuple[Tensor, Tensor]:
+        """(t (B,), eps (B, ...)): where samples are noised to, and with what."""
+        x0 = reached.estimate.x0
+        return times(len(x0), self.teacher.denoiser.path).to(x0.device), torch.randn_like(x0)
 
     def scores(self, drawn: Drawn) -> tuple[Denoise, Denoise]:
         """The guided teacher and the fake score with these conditions."""
@@ -82,15 +103,25 @@ class ScoreDistillation(AlternatingDistiller):
         return self.guidance.teacher(self.teacher, cond, y, w), fake
 
     @abstractmethod
-    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise) -> Tensor:
+    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise, drawn: Drawn) -> Tensor:
         """The student's loss per sample, (B,). x0, x_t: (B, ...) with the student's graph; t: (B,)."""
 
-    def critic_terms(self, sample: Tensor, drawn: Drawn, batch: Batch) -> Terms:
-        """Denoising regression of the fake score on the student's samples."""
+    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """Denoising regression of the fake score on the student's samples, and what the adversary asks of the critics."""
+        sample = reached.estimate.x0
+        terms = {"fake": self.fake_terms(reached, drawn).mean()}
+        if self.adversary is not None:
+            backbone, (real, cond, y, _) = self.fake.denoiser, drawn
+            found = self.adversary.critic_terms(self.heads, backbone, sample, real, cond, y, self.done)
+            terms |= {k: v.mean() for k, v in found.items()}
+        return terms
+
+    def fake_terms(self, reached: Reached, drawn: Drawn) -> Tensor:
+        """The fake score's loss, (B,)."""
+        sample = reached.estimate.x0
         cond, _ = drop_conditions(self.fake, drawn.cond, sample, self.drop)
-        t = self.fake_times(len(sample), self.fake.denoiser.path).to(sample.device)
-        eps = torch.randn_like(sample)
-        return {"fake": fake_loss(self.fake.denoiser, sample, eps, t, cond, drawn.y, self.fake_weighting).mean()}
+        t, eps = self.noise(reached, self.fake_times)
+        return fake_loss(self.fake.denoiser, sample, eps, t, cond, drawn.y, self.fake_weighting)
 
     def see(self, fake: Tensor, teacher: Tensor) -> None:
         """Remember the root mean square difference of both, which tells a collapse: it grows when the fake score lags."""

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.denoiser import Denoise
+from fewstep.distill.alternating import Drawn
 from fewstep.distill.score_distillation import ScoreDistillation
 from fewstep.distill.score_gradient import ByTeacherError, ByTime, ScoreWeight
 from fewstep.distill.weighting import Even
@@ -81,7 +82,7 @@ class SiD(ScoreDistillation):
         super().__init__(teacher, iterations, **kwargs)
         self.alpha, self.weight = alpha, weight
 
-    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise) -> Tensor:
+    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise, drawn: Drawn) -> Tensor:
         """sid_loss at x_t."""
         wanted, own = teacher(x_t, t).x0, fake(x_t, t).x0
         self.see(own, wanted)
@@ -106,7 +107,7 @@ class SIM(ScoreDistillation):
         super().__init__(teacher, iterations, **kwargs)
         self.distance, self.weight = distance, weight
 
-    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise) -> Tensor:
+    def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise, drawn: Drawn) -> Tensor:
         """sim_loss at x_t."""
         wanted, own = teacher(x_t, t).x0, fake(x_t, t).x0
         self.see(own, wanted)

@@ -20,9 +20,10 @@ from fewstep.denoiser import Cond
 from fewstep.distances import Distance
 from fewstep.distill.ctm import CTM, Push
 from fewstep.distill.guidance import TeacherGuidance
-from fewstep.distill.teacher_features import TeacherFeatures, named_layers
+from fewstep.distill.teacher_features import TeacherFeatures
 from fewstep.generator import Generator
 from fewstep.jump import JumpGenerator
+from fewstep.layer_outputs import named_layers
 
 
 class SoundCTM(CTM):

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.distances import Distance
+from fewstep.layer_outputs import layer_outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,27 +38,6 @@ class TeacherFeatures(Distance):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """The unit features of every layer, in the order of `layers`."""
-        modules, found = named_layers(self.teacher.net, self.layers), {}
-        hooks = [
-            module.register_forward_hook(lambda m, i, out, name=name: found.__setitem__(name, out))
-            for name, module in modules.items()
-        ]
-        try:
-            self.teacher.raw(x, self.t, self.cond, self.y)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [f / (f.norm(dim=1, keepdim=True) + 1e-10) for f in (found[name] for name in modules)]
-
-
-def named_layers(net: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """Name -> module.
-
-    Raises:
-        ValueError: no names, or unknown ones.
-    """
-    modules = dict(net.named_modules())
-    if not layers or not set(layers) <= modules.keys():
-        known = ", ".join(list(modules)[1:21])
-        raise ValueError(f"layers are {list(layers)}; name some of {type(net).__name__}: {known}, ...")
-    return {name: modules[name] for name in layers}
+        net = self.teacher.net
+        found = layer_outputs(net, self.layers, lambda: self.teacher.raw(x, self.t, self.cond, self.y))
+        return [f / (f.norm(dim=1, keepdim=True) + 1e-10) for f in found]

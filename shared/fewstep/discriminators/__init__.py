@@ -1,0 +1,11 @@
+from fewstep.discriminators.adversary import Adversary as Adversary
+from fewstep.discriminators.heads import GlobalHead as GlobalHead
+from fewstep.discriminators.heads import PatchHead as PatchHead
+from fewstep.discriminators.losses import BoundedHinge as BoundedHinge
+from fewstep.discriminators.losses import Hinge as Hinge
+from fewstep.discriminators.losses import LeastSquares as LeastSquares
+from fewstep.discriminators.losses import NonSaturating as NonSaturating
+from fewstep.discriminators.losses import Relativistic as Relativistic
+from fewstep.discriminators.losses import Wasserstein as Wasserstein
+from fewstep.discriminators.penalties import R1 as R1
+from fewstep.discriminators.penalties import ApproximateR1 as ApproximateR1

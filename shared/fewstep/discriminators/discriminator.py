@@ -1,0 +1,65 @@
+"""Heads on layers of a denoiser: how real a noised sample is, (x_t, t) -> logits (LADD, arXiv:2403.12015; DMD2, arXiv:2405.14867)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.discriminators.heads import Head
+from fewstep.generator import Generator
+from fewstep.layer_outputs import layer_outputs
+
+
+class Discriminator(nn.Module):
+    """One head for each layer. The backbone is given at every call and is no part of this module.
+
+    Args:
+        layers: dotted names of modules of the backbone's network whose outputs are (B, C, ...).
+        heads: one for each.
+    """
+
+    def __init__(self, layers: Sequence[str], heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers, self.heads = tuple(layers), nn.ModuleList(heads)
+
+    @classmethod
+    def on(cls, generator: Generator, layers: Sequence[str], head: Head) -> "Discriminator":
+        """Heads for these layers of a generator's network, whose features are looked at once."""
+        x0, cond = example(generator)
+        t = torch.full((len(x0),), generator.denoiser.path.t_max, dtype=torch.float64, device=x0.device)
+        y = torch.zeros_like(x0) if generator.denoiser.path.anchored else None
+        with torch.no_grad():
+            found = features(generator.denoiser, layers, x0, t, cond, y)
+        return cls(layers, [head.build(f) for f in found])
+
+    def forward(self, backbone: Denoiser, x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None) -> Tensor:
+        """x: (B, ...) at times t: (B,) of the backbone's path -> logits (B, n)."""
+        return self.judge(features(backbone, self.layers, x, t, cond, y))
+
+    def judge(self, found: Sequence[Tensor]) -> Tensor:
+        """The logits of the layers' features."""
+        return torch.cat([head(f) for head, f in zip(self.heads, found, strict=True)], 1)
+
+
+def features(
+    backbone: Denoiser, layers: Sequence[str], x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None
+) -> list[Tensor]:
+    """The outputs of the layers of its network at (x, t)."""
+    return layer_outputs(backbone.net, layers, lambda: backbone.raw(x, t, cond, y))
+
+
+def example(generator: Generator) -> tuple[Tensor, Cond]:
+    """Two states like the generator's, all zero, with conditions.
+
+    Raises:
+        ValueError: a generator that does not know the shape of its states.
+    """
+    net = generator.denoiser.net
+    shape = generator.shape or ((int(net.dim),) if isinstance(getattr(net, "dim", None), int) else None)  # pyright: ignore
+    if shape is None:
+        raise ValueError(f"{type(generator).__name__} does not say the shape of its samples, which heads are made for")
+    first = next(generator.parameters())
+    cond = generator.draw_conditions(torch.Generator().manual_seed(0))
+    like = {k: v.to(first.device)[None].expand(2, *v.shape) for k, v in cond.items()}
+    return torch.zeros(2, *shape, dtype=first.dtype, device=first.device), like

@@ -1,0 +1,91 @@
+"""Adversarial diffusion distillation: the teacher's layers tell samples from data (ADD, arXiv:2311.17042; LADD, arXiv:2403.12015).
+
+    x0 = the student's rollout,   x_t' = path.sample(x0, eps, t'),   logits C(x_t') by heads on layers of the frozen teacher
+    critic    loss.critic(C(real), C(fake)) + penalty
+    student   loss.student(C(fake)) + lambda c(t) |x0 - sg D^w_phi(x_t)|^2
+
+LADD has no second term and a few fixed times; ADD has lambda = 2.5 and judges the clean sample by another network. Real samples are data, or
+the teacher's own (`pool`), as in LADD.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.discriminators import Adversary
+from fewstep.discriminators.discriminator import Discriminator
+from fewstep.distill.alternating import AlternatingDistiller, Drawn
+from fewstep.distill.guidance import TeacherGuidance
+from fewstep.distill.pool import PairPool
+from fewstep.distill.rollout import Reached
+from fewstep.distill.weighting import Even, Weighting
+from fewstep.generator import Generator
+from fewstep.solvers import GammaSampling
+from fewstep.times import TimeSampler, UniformTimes
+from fewstep.train.shell import Batch, Terms
+
+
+class LADD(AlternatingDistiller):
+    """ADD and LADD.
+
+    Args:
+        adversary: on the teacher's layers.
+        pool: real samples are the teacher's, from it; the data unless given.
+        distillation: lambda; times, weighting, guidance: t, c and the teacher of that term.
+    """
+
+    sampler = GammaSampling(1.0)
+
+    def __init__(
+        self,
+        teacher: Generator,
+        iterations: int,
+        adversary: Adversary,
+        pool: PairPool | None = None,
+        distillation: float = 0.0,
+        times: TimeSampler = UniformTimes(0.02),
+        weighting: Weighting = Even(),
+        guidance: TeacherGuidance = TeacherGuidance(),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(teacher, iterations, **kwargs)
+        self.adversary, self.pool = adversary, pool
+        self.distillation, self.times, self.weighting = distillation, times, weighting
+        self.guide(guidance)
+        self.add_critic("heads", adversary.build(teacher))
+
+    @property
+    def heads(self) -> Discriminator:
+        """Those of the adversary."""
+        return self.critics["heads"]  # pyright: ignore[reportReturnType]
+
+    def drawn(self, batch: Batch) -> Drawn:
+        """As ever, with the teacher's samples in place of data where there is a pool."""
+        drawn = super().drawn(batch)
+        if self.pool is None:
+            return drawn
+        _, target, _, cond, y = self.pool.draw(self.teacher, self.student.prepare(batch))
+        return Drawn(target, cond, y, drawn.w)
+
+    def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """The adversary's term, and the distillation."""
+        x0, (real, cond, y, w) = reached.estimate.x0, drawn
+        backbone = self.teacher.denoiser
+        terms = {"adversarial": self.adversary.student_term(self.heads, backbone, x0, real, cond, y).mean()}
+        if self.distillation:
+            t = self.times(len(x0), backbone.path).to(x0.device)
+            with torch.no_grad():
+                x_t = backbone.path.sample(x0, torch.randn_like(x0), t, y)
+                wanted = self.guidance.teacher(self.teacher, cond, y, w)(x_t, t).x0
+            square = (x0 - wanted).square().flatten(1).mean(1)
+            c: Tensor = self.weighting(t, torch.full_like(t, backbone.path.t_min), backbone.path)
+            terms["distill"] = self.distillation * (c.to(square) * square).mean()
+        return terms
+
+    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """What the adversary asks of its heads."""
+        real, cond, y, _ = drawn
+        sample, backbone = reached.estimate.x0, self.teacher.denoiser
+        found = self.adversary.critic_terms(self.heads, backbone, sample, real, cond, y, self.done)
+        return {k: v.mean() for k, v in found.items()}

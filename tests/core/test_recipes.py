@@ -41,6 +41,10 @@ def options(name, folder):
             given += [f"--model.init_args.student.init_args.{v}" for v in SMALL]
     if "fewstep.digits.Digits" in TEXT[name]:
         given += ["--data.init_args.held_out=16"]
+    if "ratio:" in TEXT[name]:
+        given += ["--model.init_args.ratio=1"]
+    if "degradation:" in TEXT[name]:
+        given += [f"--model.init_args.{v}" for v in ("degradation=1", "kept=1", "backtracking=0")]
     if name == "digits/digits_teacher":
         given += ["--model.init_args.student.init_args.steps=2"]
     return given
@@ -56,6 +60,11 @@ def steps_of(name, given):
 
 def kinds_other_than_named(model, args):
     """Argument -> the class it has in the model, where the recipe names another one (jsonargparse may take it for a dataclass)."""
+    parts = {k: v for k, v in args.items() if isinstance(v, dict) and "class_path" not in v}
+    inside = {k: kinds_other_than_named(getattr(model, k), v) for k, v in parts.items()}
+    if any(inside.values()):
+        return inside
+    args = {k: v for k, v in args.items() if k not in parts}
     named = {k: v["class_path"] if isinstance(v, dict) else v for k, v in args.items() if k != "schedule"}
     classes = {
         k: get_class(v)
@@ -189,6 +198,12 @@ def test_a_killed_run_resumes_bit_for_bit(run, fork, tmp_path, name):
         f"--config={recipes.find(name)}",
         *options(name, run.folder),
         f"--model.init_args.iterations={ITERATIONS}",
+    ]
+    recipe += ["--model.init_args.ratio=3"] if "ratio:" in TEXT[name] else []
+    recipe += [
+        f"--model.init_args.{v}"
+        for v in ("degradation=9", "kept=3", "backtracking=0.5")
+        if "degradation:" in TEXT[name]
     ]
     recipe += ["--trainer.logger=false", "--trainer.val_check_interval=25", f"--trainer.callbacks={CALLBACKS}"]
 

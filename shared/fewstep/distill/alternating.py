@@ -116,4 +116,4 @@ def energy_terms(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.flatten(1).double(), y.flatten(1).double()
     cross, own, theirs = torch.cdist(x, y), torch.cdist(x, x), torch.cdist(y, y)
     total = 2 * (cross.sum(1) - cross.diagonal()) - own.sum(1) - theirs.sum(1)
-    return total / (len(x) - 1)
+    return total / max(len(x) - 1, 1)

@@ -34,7 +34,7 @@ def describe(obj: Any) -> Any:
     """
     if obj is None or isinstance(obj, bool | int | float | str):
         return obj
-    if isinstance(obj, list | tuple):
+    if isinstance(obj, list | tuple | torch.nn.ModuleList):
         return [describe(v) for v in obj]
     if isinstance(obj, Mapping):
         return {str(k): describe(v) for k, v in obj.items()}

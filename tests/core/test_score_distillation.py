@@ -11,10 +11,12 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch.utils.data import DataLoader
 from worlds import normal
 
+from fewstep.artifacts import load, save
 from fewstep.class_generator import ClassGenerator
 from fewstep.denoiser import Denoiser
 from fewstep.discriminators import Adversary, GlobalHead
 from fewstep.distill.alternating import energy_terms
+from fewstep.distill.asd import ASD, asd_loss
 from fewstep.distill.disback import DisBack
 from fewstep.distill.dmd import DMD, dmd_loss
 from fewstep.distill.f_distill import (
@@ -30,9 +32,11 @@ from fewstep.distill.f_distill import (
 )
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.ladd import LADD
+from fewstep.distill.msd import MSD
 from fewstep.distill.pool import PairPool
 from fewstep.distill.rollout import EachStep, LastStep, RandomStep, Rollout, frozen
 from fewstep.distill.score_distillation import fake_loss
+from fewstep.distill.score_forgetting import ScoreForgetting
 from fewstep.distill.score_gradient import ByTeacherError, ByTime, NoiseDifference, projected
 from fewstep.distill.sid import SIM, HuberScore, SiD, SquaredScore, sid_loss, sim_loss
 from fewstep.distill.tdm import TDM, diffused
@@ -44,6 +48,7 @@ from fewstep.grids import Uniform
 from fewstep.lora import LowRank
 from fewstep.metrics.energy_distance import energy_distance
 from fewstep.nets import MLP
+from fewstep.nets.routed import Routed
 from fewstep.paths import EDM, VP, RectifiedFlow, Trig
 from fewstep.prediction import U
 from fewstep.sampling import sample
@@ -735,3 +740,110 @@ def test_impossible_stages_are_refused():
             DisBack(generator(), 10, **({"degradation": 4, "kept": 2} | kwargs))
     with pytest.raises(ValueError, match="network of its own"):
         DisBack(generator(), 10, degradation=4, kept=2, adapters=LowRank(2))
+
+
+# --- classes: several students, a class unlearnt, no fake score --------------------------------------------------
+
+
+def classes(seed=0):
+    torch.manual_seed(seed)
+    return ClassGenerator(Denoiser(MLP(2, 16, 2, classes=4).double(), FLOW, U()), DDIM(), Uniform(), shape=(2,))
+
+
+LABELLED = {"x0": normal(64, 2), "label": torch.arange(64) % 4}
+
+
+def test_each_sample_goes_through_the_network_of_its_label():
+    nets = [classes(s).denoiser.net for s in (0, 1)]
+    routed = Routed(nets, [(0, 3), (1, 2)])
+    x, t = normal(10, 2), torch.linspace(0.1, 1.0, 10, dtype=torch.float64)
+    label = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4])
+    out = routed(x, t, label)
+    for i, net in enumerate([0, 1, 1, 0, 0] * 2):
+        torch.testing.assert_close(out[i : i + 1], nets[net](x[i : i + 1], t[i : i + 1], label[i : i + 1]))
+    routed(x[:1], t[:1], label[:1]).sum().backward()
+    assert nets[0].last.weight.grad.abs().max() > 0
+    assert nets[1].last.weight.grad is None
+    for groups in ([(0, 1), (1, 2, 3)], [(0, 1)], [(0, 1), (2,)], [(0, 1, 2, 3)]):
+        with pytest.raises(ValueError, match="each label of 0 .. 3 once"):
+            Routed(nets, groups)
+
+
+def test_one_group_is_the_method_itself():
+    found = []
+    for cls, kwargs in ((DMD, {}), (MSD, {"groups": [range(4)]})):
+        model = cls(classes(), 10, **kwargs)
+        model.fake.load_state_dict(classes(5).state_dict())
+        torch.manual_seed(2)
+        found.append(gradients(model, {"score": model.loss(LABELLED)["score"]})[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_students_of_groups_are_one_artifact(tmp_path):
+    model = MSD(classes(), 10, groups=[(0, 1), (2, 3)])
+    assert sum(p.numel() for p in model.student.parameters()) == 2 * sum(p.numel() for p in classes().parameters())
+    with torch.no_grad():
+        for p in model.student.denoiser.net.nets[1].parameters():
+            p.mul_(1.5)
+    save(model.student, tmp_path / "one")
+    loaded, noise = load(tmp_path / "one"), normal(64, 2)
+    torch.testing.assert_close(
+        loaded(LABELLED["label"], noise=noise), model.student(LABELLED["label"], noise=noise), rtol=0, atol=0
+    )
+
+
+def test_a_forgotten_class_is_answered_for_by_another():
+    model = ScoreForgetting(classes(), 10, forget=2, override=0, share=0.25)
+    model.fake.load_state_dict(classes(5).state_dict())
+    torch.manual_seed(0)
+    drawn = model.drawn(LABELLED)
+    assert (drawn.cond["label"][:16] == 2).all()
+    rest, before = drawn.cond["label"][16:], LABELLED["label"][16:]
+    assert (rest != 2).all()
+    assert torch.equal(rest[before != 2], before[before != 2])
+    assert {v for _ in range(5) for v in model.drawn(LABELLED).cond["label"][16:][before == 2].tolist()} == {0, 1, 3}
+    x, t = normal(64, 2), torch.full((64,), 0.5, dtype=torch.float64)
+    teacher, fake = (f(x, t).x0 for f in model.scores(drawn))
+    asked = torch.where(drawn.cond["label"] == 2, 0, drawn.cond["label"])
+    torch.testing.assert_close(teacher, model.teacher.denoiser(x, t, {"label": asked}).x0)
+    torch.testing.assert_close(fake, model.fake.denoiser(x, t, drawn.cond).x0)
+    assert set(model.loss(LABELLED)) == {"score", "fake"}
+    slow = ScoreForgetting(classes(), 10, forget=2, override=0, share=0.5, warm_up=0.5)
+    counts = []
+    for slow.done in (0, 2, 5, 9):
+        counts.append((slow.drawn(LABELLED).cond["label"] == 2).sum().item())
+    assert counts == [0, 13, 32, 32]
+    with pytest.raises(ValueError, match="forget one label for another"):
+        ScoreForgetting(classes(), 10, forget=2, override=2)
+
+
+def test_asynchronous_scores_without_guidance_and_delay_move_nothing():
+    model = ASD(classes(), 10, ratio_later=0.0)
+    model.student.load_state_dict(classes(5).state_dict())
+    assert model.loss(LABELLED)["score"] == 0
+    assert ASD(classes(), 10, ratio_later=0.1).loss(LABELLED)["score"] > 0
+    assert len(model.configure_optimizers()) == 1
+    x0, eps, t = normal(8, 2), normal(8, 2, seed=1), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    guided = ASD(classes(), 10, guidance=TeacherGuidance(3.0, 3.0))
+    cond = {"label": torch.arange(8) % 4}
+    teacher = guided.guidance.teacher(guided.teacher, cond, None, torch.full((8,), 3.0))
+    plain = guided.teacher.bind(cond)
+    x = x0.clone().requires_grad_(True)
+    loss = asd_loss(x, eps, t, t, teacher, plain, FLOW, ByTeacherError())
+    (g,) = torch.autograd.grad(loss.sum(), x)
+    x_t = FLOW.sample(x0, eps, t)
+    c, u = (guided.teacher.denoiser(x_t, t, v).x0 for v in (cond, {"label": torch.full((8,), 4)}))
+    error = (x0 - (u + 3 * (c - u))).abs().mean(1, keepdim=True)
+    torch.testing.assert_close(g, (-2 * (c - u) / error / 2).detach())
+
+
+def test_asynchronous_scores_look_at_one_noise_at_two_times():
+    world = Mixture(
+        FLOW, torch.tensor([[0.5, -0.3]], dtype=torch.float64), torch.full((1, 2), 0.49, dtype=torch.float64)
+    )
+    x0, eps = normal(8, 2), normal(8, 2, seed=1)
+    t, later = torch.full((8,), 0.4, dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)
+    x = x0.clone().requires_grad_(True)
+    (g,) = torch.autograd.grad(asd_loss(x, eps, t, later, world, world, FLOW, ByTeacherError()).sum(), x)
+    d = [world((1 - v) * x0 + v * eps, v).x0 for v in (0.4, 0.5)]
+    torch.testing.assert_close(g, (d[1] - d[0]) / (x0 - d[0]).abs().mean(1, keepdim=True) / 2)

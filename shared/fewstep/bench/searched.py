@@ -35,7 +35,11 @@ SELECTED = {2: 16384, 64: 32768, 3072: 4096}
 REPORTED = {2: 16384, 64: 65536, 3072: 8192}
 PART = 16384
 HARDEST = 8
-EFFORT = {2: Effort(rounds=((4, 3), (2, 24))), 64: Effort(rounds=((4, 3), (4, 24))), 3072: Effort(rounds=((3, 3), (1, 16)))}
+EFFORT = {
+    2: Effort(rounds=((4, 3), (2, 24))),
+    64: Effort(rounds=((4, 3), (4, 24))),
+    3072: Effort(rounds=((3, 3), (1, 16))),
+}
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
 

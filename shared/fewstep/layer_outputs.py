@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.nets.adapter import Wrapper
+
 
 class _Enough(Exception):
     """All layers asked for have run."""
@@ -47,6 +49,8 @@ def named_layers(net: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     Raises:
         ValueError: no names, or unknown ones.
     """
+    while isinstance(net, Wrapper):  # adapters do not change the names
+        net = net.net
     modules = dict(net.named_modules())
     if not layers or not set(layers) <= modules.keys():
         known = ", ".join(list(modules)[1:21])

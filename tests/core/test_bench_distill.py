@@ -100,6 +100,8 @@ class Small(Ring):
         recipe["trainer"]["val_check_interval"] = 2
         if "pool" in recipe["model"]["init_args"]:
             recipe["model"]["init_args"]["pool"]["init_args"]["size"] = 512
+        if "degradation" in recipe["model"]["init_args"]:
+            recipe["model"]["init_args"].update(degradation=1, kept=1)
         return recipe
 
 

@@ -68,6 +68,10 @@ def test_values_are_those_of_the_papers():
     assert Hinge().student(fake, real).item() == pytest.approx(1.25)
     assert BoundedHinge().student(torch.tensor([[2.0, 0.0]]), real).item() == pytest.approx(0.5)
     assert LeastSquares().critic(real, fake).item() == pytest.approx((0.25 + 1) / 2 + (0.25 + 4) / 2)
+    assert LeastSquares().student(fake, real).item() == pytest.approx((1.5**2 + 9) / 2)
+    assert Relativistic().student(fake, real).item() == pytest.approx(
+        (math.log1p(math.exp(1)) + math.log1p(math.exp(4))) / 2
+    )
     assert Wasserstein().critic(real, fake).item() == pytest.approx(-2.5)
     assert Relativistic().critic(real, fake).item() == pytest.approx(
         (math.log1p(math.exp(-1)) + math.log1p(math.exp(-4))) / 2

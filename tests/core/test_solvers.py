@@ -74,6 +74,14 @@ def test_halving_the_step_shows_the_declared_order(solver, path, hi, lo):
 
 
 @pytest.mark.parametrize(("path", "hi", "lo"), over_tuples(orders.INTERVALS))
+@pytest.mark.parametrize("solver", over(catalogue.SPANNING))
+def test_steps_over_several_times_have_their_order_between_numbers_that_end_alike(solver, path, hi, lo):
+    found = orders.errors(solver, path, hi, lo)
+    assert found[-1] < 0.1
+    assert orders.measured(found, orders.APART) > solver.order - 0.25
+
+
+@pytest.mark.parametrize(("path", "hi", "lo"), over_tuples(orders.INTERVALS))
 @pytest.mark.parametrize("solver", over(catalogue.STOCHASTIC))
 def test_moments_of_noisy_chains_converge_with_the_declared_order(solver, path, hi, lo):
     found = orders.weak_errors(solver, path, hi, lo)
@@ -150,7 +158,7 @@ PER_STEP = {"2S": 2, "3S": 3, "Heun": 2, "midpoint": 2, "Kutta": 3, "RK4": 4, "S
 
 
 def evaluations(name, n):
-    extra = 9 if name == "PNDM" and n > 3 else 0
+    extra = {"PNDM": 9 if n > 3 else 0, "PLMS": 1}.get(name, 0)
     return next((k for part, k in PER_STEP.items() if part in name), 1) * n + extra
 
 

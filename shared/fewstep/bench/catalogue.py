@@ -34,8 +34,6 @@ DETERMINISTIC: dict[str, Solver] = {
     "DPM-Solver-3S": DPM3S(),
     "DPM-Solver++(2S)": DPMpp2S(),
     "DPM-Solver++(3S)": DPMpp3S(),
-    "DPM-Solver-fast 2": DPMFast(2),
-    "DPM-Solver-fast 3": DPMFast(),
     "UniPC-1": UniPC(1, tail=False),
     "UniPC-2": UniPC(2, tail=False),
     "UniPC-2 vary": UniPC(2, b="vary", tail=False),
@@ -64,6 +62,8 @@ DETERMINISTIC: dict[str, Solver] = {
     "Heun in t": RungeKutta(variable="t"),
     "RK4 in t": RungeKutta(RK4, "t"),
 }
+# Deterministic too, but a step takes several times of the grid, and the last ones are shorter where their number asks for it.
+SPANNING: dict[str, Solver] = {"DPM-Solver-fast 2": DPMFast(2), "DPM-Solver-fast 3": DPMFast()}
 STOCHASTIC: dict[str, Solver] = {
     "ancestral": Ancestral(),
     "ancestral, eta 0.5": Ancestral(0.5),

@@ -4,7 +4,8 @@
     every ratio-th, the first  the student learns too, on the same samples, before the critics have moved
 
 All gradients of an iteration come from one backward: the student's terms are computed while the critics give no gradient, the critics'
-terms on detached samples. So nothing has to be zeroed in between, and the parameters of every network are reached once (DDP).
+terms on detached samples. So nothing has to be zeroed in between, and no parameter is reached twice. With ratio > 1 the student's are not reached
+in every iteration: DDP needs `strategy: ddp_find_unused_parameters_true`.
 """
 
 from abc import abstractmethod
@@ -58,6 +59,13 @@ class AlternatingDistiller(Distiller):
         self.rollout, self.ratio = rollout, ratio
         self.critic_optimizer = critic_optimizer or self.optimizer
         self.critics = nn.ModuleDict()
+
+    def configure_model(self) -> None:
+        """Raises:
+        ValueError: under FSDP2, which reads what gives gradients before `frozen` changes it.
+        """
+        if self.device_mesh is not None:
+            raise ValueError(f"{type(self).__name__} trains critics beside its student, which is not sharded: use DDP")
 
     def add_critic(self, name: str, critic: nn.Module) -> None:
         """A network that is trained beside the student, by its own optimiser."""

@@ -1,10 +1,10 @@
 """Asynchronous score distillation: the frozen teacher at a later time stands for the fake score (PRD/TriplaneTurbo, arXiv:2503.21694).
 
-    x_t and x_{t+d} with the same eps,   d = ratio (t - t_min) u,   u ~ U[0, 1]
-    dL/dx0 = weight (D_phi(x_{t+d}, t+d) - D^w_phi(x_t, t)),   weight = 1 / mean|x0 - D^w_phi|
+    x_t and x_{t+d} with the same eps,   d = ratio_later (t - t_min) u,   u ~ U[0, 1]
+    dL/dx0 = weight (s_t/a_t) (eps^w_phi(x_t, t) - eps_phi(x_{t+d}, t+d)),   weight = 1 / mean|x0 - D^w_phi(x_t)|
 
-Nothing is trained beside the student. The later time is noisier, so its x0 is nearer the mean of all that x0 could be: what the fake score of a
-converged student would say is bounded by it. The unguided teacher takes that part, so that with ratio = 0 the gradient is the guidance's.
+Both are the noise that the teacher sees, put into x0 with the coefficients of t, as in the official code. Nothing is trained beside the student.
+The unguided teacher takes the later time, so that with d = 0 the gradient is that of the guidance alone.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.rollout import Reached
 from fewstep.distill.score_gradient import ByTeacherError, ScoreWeight, projected, score_gradient
 from fewstep.generator import Generator
-from fewstep.paths import Path
+from fewstep.paths import Path, expand
 from fewstep.solvers import GammaSampling
 from fewstep.times import TimeSampler, UniformTimes
 from fewstep.train.shell import Batch, Terms
@@ -35,10 +35,13 @@ def asd_loss(
     weight: ScoreWeight,
     y: Tensor | None = None,
 ) -> Tensor:
-    """(B,) whose gradient with respect to x0: (B, ...) is weight (stand_in(x_later) - teacher(x_t)) / D. t <= later: (B,)."""
+    """(B,) whose gradient with respect to x0: (B, ...) is weight (s_t/a_t)(eps of teacher(x_t) - eps of stand_in(x_later)) / D. t <= later: (B,)."""
+    a, _, s = (expand(v, x0) for v in path.schedule(t.double()))
     with torch.no_grad():
-        wanted = teacher(path.sample(x0, eps, t, y), t).x0
-        own = stand_in(path.sample(x0, eps, later, y), later).x0
+        x_t = path.sample(x0, eps, t, y)
+        wanted = teacher(x_t, t).x0
+        seen = stand_in(path.sample(x0, eps, later, y), later).eps
+        own = x0 + s / a * (eps - seen)
     return projected(x0, score_gradient(x0, own, wanted, weight(x0, wanted, t, path)))
 
 
@@ -64,6 +67,10 @@ class ASD(AlternatingDistiller):
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher, iterations, **kwargs)
+        if self.ratio != 1:
+            raise ValueError(
+                f"ASD has no critics: its student is updated in every iteration, ratio = 1, not {self.ratio}"
+            )
         self.ratio_later, self.times, self.weight = ratio_later, times, weight
         self.guide(guidance)
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoiser import Cond
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.generator import Generator
 from fewstep.grids import Grid
@@ -89,9 +90,13 @@ class Distiller(Shell):
         model = cast(Generator, model)
         x0, cond, y = model.prepare(batch)
         noise, w = torch.randn_like(x0), self.guidance.draw(x0)
-        wanted = self.guidance.generate(self.teacher, noise, cond, y, w)
+        wanted = self.guidance.generate(self.teacher, noise, self.asked(cond), y, w)
         own = model.generate(noise, self.guidance.student_cond(cond, w), y)
         return self.closeness(own, wanted) | model.scores(batch)
+
+    def asked(self, cond: Cond) -> Cond:
+        """What the teacher is asked for where the student is asked for cond."""
+        return cond
 
     def closeness(self, own: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """agreement: PSNR-like closeness, 10 log10(peak^2 / mse) with peak = 2; (B,)."""

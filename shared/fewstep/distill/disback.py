@@ -1,19 +1,18 @@
 """DisBack: distribution matching along a path of teachers, from one that knows the untrained student back to the real one (arXiv:2408.16991).
 
     degradation    a copy of the teacher learns the first student's samples by denoising; states of it are kept on the way
-    backtracking   DMD whose teacher is one kept state after the other, the last first, and at the end the teacher itself
+    backtracking   DMD whose teacher is one kept state after the other, from the last but one, and at the end the teacher itself
 
-Early on the scores of student and teacher would otherwise differ most where neither was ever trained. The fake score begins as the most
-degraded state, which is the score of the first student.
+Early on the scores of student and teacher would otherwise differ most where neither was ever trained. The fake score begins as the last state,
+which is the score of the first student.
 """
 
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
-from fewstep.denoiser import Denoise, Denoiser
+from fewstep.denoiser import Denoise
 from fewstep.distill.alternating import Drawn
 from fewstep.distill.dmd import DMD
 from fewstep.distill.rollout import Reached
@@ -26,9 +25,10 @@ class DisBack(DMD):
 
     Args:
         degradation: iterations of the first stage; kept: states on the way, evenly spread, the last one among them.
-        backtracking: share of the second stage in which the kept states are the teacher; each as long.
+        backtracking: share of the second stage in which kept states are the teacher, under its guidance; each as long.
     Raises:
-        ValueError: no iterations left for the second stage, or more states than iterations of the first.
+        ValueError: no iterations left for the second stage, more states than iterations of the first, guidance of states that have no
+            unconditional branch (drop = 0).
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class DisBack(DMD):
         super().__init__(teacher, iterations, **kwargs)
         if self.adapters is not None:
             raise ValueError("the fake score of DisBack is itself degraded: it is a network of its own, not adapters")
+        if not self.guidance.low == self.guidance.high == 1.0 and self.drop == 0:
+            raise ValueError("the states of DisBack are guided as its teacher is, for which they need drop > 0")
         self.degradation, self.kept, self.backtracking = degradation, kept, backtracking
-        # The newest kept state is the last; teachers of the second stage in reverse.
-        blank = (copy.deepcopy(teacher.denoiser).requires_grad_(False).eval() for _ in range(kept))
-        self.states = nn.ModuleList(blank)
+        self.states = nn.ModuleList(copy.deepcopy(teacher).requires_grad_(False).eval() for _ in range(kept))
 
     def turn(self, name: str) -> bool:
         """The student waits until the first stage is over."""
@@ -59,13 +59,13 @@ class DisBack(DMD):
         done = self.done + 1
         due = [round(self.degradation * (i + 1) / self.kept) for i in range(self.kept)]
         if done in due:
-            self.states[due.index(done)].load_state_dict(self.fake.denoiser.state_dict())
+            self.states[due.index(done)].load_state_dict(self.fake.state_dict())
 
     def stage(self) -> int | None:
         """Which kept state is the teacher; None: the real one."""
         share = (self.done - self.degradation) / ((self.iterations - self.degradation) * self.backtracking or 1)
-        step = int(share * self.kept)
-        return None if self.backtracking == 0 or step >= self.kept else self.kept - 1 - step
+        step = int(share * (self.kept - 1))
+        return None if self.backtracking == 0 or step >= self.kept - 1 else self.kept - 2 - step
 
     def scores(self, drawn: Drawn) -> tuple[Denoise, Denoise]:
         """The teacher of this stage, and the fake score."""
@@ -74,10 +74,11 @@ class DisBack(DMD):
         if stage is None:
             return teacher, fake
         state = self.states[stage]
-        assert isinstance(state, Denoiser)
-        return state.bind(drawn.cond, drawn.y), fake
+        assert isinstance(state, Generator)
+        return self.guidance.teacher(state, drawn.cond, drawn.y, drawn.w), fake
 
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         terms = super().student_terms(reached, drawn, batch)
-        self.values["train/stage"] = torch.tensor(-1.0 if self.stage() is None else float(self.stage() or 0))
+        stage = self.stage()
+        self.values["train/stage"] = -1.0 if stage is None else float(stage)
         return terms

@@ -5,9 +5,9 @@
 
     reverse KL 1    forward KL r    Jensen-Shannon r/(1 + r)    squared Hellinger sqrt(r)/2    Jeffreys 1 + r    softened 1/(1 + r)    Neyman 1/r
 
-Stabilisers of the official code (NVlabs/FastGen): logits within +-10, r within [.1, 20], r divided by its mean in each of ten bins of t,
-and h by its mean over the batch. The discriminator is the adversary's, on layers of the fake score, and needs a loss whose best logit is
-log r (`NonSaturating`).
+Stabilisers of the official code (NVlabs/FastGen): logits within +-10, r within [.1, 20], r divided by its running mean in each of ten bins
+of t, and h by its mean over the batch, both over all processes. The discriminator is the adversary's, on layers of the fake score, and
+needs a loss whose best logit is log r (`NonSaturating`).
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.denoiser import Denoise
 from fewstep.discriminators import Adversary
@@ -90,13 +90,43 @@ class Neyman(Divergence):
         return 1 / r
 
 
-def steadied(logit: Tensor, t: Tensor, path: Path, bins: int = 10) -> Tensor:
-    """r = exp(logit), (B,): clamped, and divided by its mean among the samples in the same of `bins` parts of the range of t."""
-    r = logit.clamp(-10, 10).exp().clamp(0.1, 20)
-    part = ((t - path.t_min) / (path.t_max - path.t_min) * bins).long().clamp(0, bins - 1)
-    sums = r.new_zeros(bins).index_add_(0, part, r)
-    counts = r.new_zeros(bins).index_add_(0, part, torch.ones_like(r))
-    return r / (sums / counts.clamp_min(1))[part]
+class Ratio(nn.Module):
+    """r = exp(logit), clamped and divided by its running mean among samples in the same of `bins` parts of the range of t; part of checkpoints.
+
+    decay: of the running means, which the first samples of a bin begin.
+    """
+
+    means: Tensor
+
+    def __init__(self, bins: int = 10, decay: float = 0.99) -> None:
+        super().__init__()
+        self.bins, self.decay = bins, decay
+        self.register_buffer("means", torch.zeros(bins))
+
+    def forward(self, logit: Tensor, t: Tensor, path: Path) -> Tensor:
+        """logit, t: (B,) -> (B,), with the graph of the logit."""
+        r = logit.float().clamp(-10, 10).exp().clamp(0.1, 20)
+        part = ((t - path.t_min) / (path.t_max - path.t_min) * self.bins).long().clamp(0, self.bins - 1)
+        found = torch.zeros(2, self.bins, device=r.device).index_add_(
+            1, part, torch.stack([r.detach(), torch.ones_like(r)])
+        )
+        found = shared(found)
+        now = torch.where(found[1] > 0, found[0] / found[1].clamp_min(1), self.means)
+        self.means.copy_(torch.where(self.means > 0, torch.lerp(now, self.means, self.decay), now))
+        return r / self.means[part]
+
+
+def shared(v: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(v)
+    return v
+
+
+def normalised(h: Tensor) -> Tensor:
+    """h divided by its mean over the batches of all processes, (B,)."""
+    total = shared(torch.stack([h.sum(), h.new_tensor(float(len(h)))]).detach())
+    return h * (total[1] / total[0])
 
 
 class FDistill(DMD):
@@ -116,7 +146,7 @@ class FDistill(DMD):
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher, iterations, adversary=adversary, **kwargs)
-        self.divergence = divergence
+        self.divergence, self.ratio_of = divergence, Ratio()
 
     def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise, drawn: Drawn) -> Tensor:
         """DMD's loss times h(r), whose mean over the batch is 1."""
@@ -125,5 +155,5 @@ class FDistill(DMD):
         self.see(own, wanted)
         with torch.no_grad():
             logit = per_sample(self.heads(self.fake.denoiser, x_t, t, drawn.cond, drawn.y))
-            h = self.divergence.h(steadied(logit, t, path))
-        return loss * (h / h.mean())
+            h = normalised(self.divergence.h(self.ratio_of(logit, t, path)))
+        return loss * h.to(loss)

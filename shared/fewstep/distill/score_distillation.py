@@ -35,12 +35,15 @@ class ScoreDistillation(AlternatingDistiller):
     """Student, teacher and fake score; subclasses write `match`.
 
     Args:
-        guidance: of the teacher; guided_fake: the fake score too, by the same w (SwiftBrush), which needs drop > 0.
-        times: at which scores are compared, 2 to 98 % of the path in the papers.
+        guidance: of the teacher, not told to the student, whose law would depend on what the fake score is not told.
+        guided_fake: the fake score is guided too, by the same w (SwiftBrush), for which it needs drop > 0.
+        times: at which scores are compared, 2 to 98 % of the path in the papers; paths whose times are not in [0, 1] want others.
         fake_times: at which the fake score learns; fake_weighting: of |D_psi - x0|^2 there, the prediction's own units unless given.
         drop: share of samples whose conditions the fake score does not see.
         adapters: the fake score is the teacher with these adapters, in place of a network of its own.
         adversary: a further term for both, against the data.
+    Raises:
+        ValueError: guidance that is told.
     """
 
     sampler = GammaSampling(1.0)
@@ -62,6 +65,8 @@ class ScoreDistillation(AlternatingDistiller):
         super().__init__(teacher, iterations, **kwargs)
         self.times, self.fake_times, self.fake_weighting, self.drop = times, fake_times, fake_weighting, drop
         self.guided_fake, self.adversary, self.adapters = guided_fake, adversary, adapters
+        if guidance.told:
+            raise ValueError("students of score distillation are not told w: their fake score is one for all")
         self.guide(guidance)
         fake, base = fake_score(teacher, adapters)
         self._teacher = [base]

@@ -9,7 +9,6 @@ SiD with two streams of conditions. Where the student is asked for the class to 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoise
 from fewstep.distill.alternating import Drawn
@@ -44,6 +43,10 @@ class ScoreForgetting(SiD):
                 f"forget one label for another, in a share of (0, 1); got {forget}, {override} and {share}"
             )
         super().__init__(teacher, iterations, **kwargs)
+        if self.adversary is not None:
+            raise ValueError(
+                "score forgetting asks for other labels than those of the data: an adversary would see them beside it"
+            )
         self.forget, self.override, self.share, self.warm_up = forget, override, share, warm_up
 
     def drawn(self, batch: Batch) -> Drawn:
@@ -62,10 +65,10 @@ class ScoreForgetting(SiD):
     def scores(self, drawn: Drawn) -> tuple[Denoise, Denoise]:
         """The teacher answers for c_o where it is asked for c_f."""
         _, fake = super().scores(drawn)
-        teacher = self.guidance.teacher(self.teacher, self.answered(drawn.cond), drawn.y, drawn.w)
+        teacher = self.guidance.teacher(self.teacher, self.asked(drawn.cond), drawn.y, drawn.w)
         return teacher, fake
 
-    def answered(self, cond: Cond) -> dict[str, Tensor]:
-        """The conditions that the teacher gets."""
+    def asked(self, cond: Cond) -> Cond:
+        """c_o for c_f, at validation too."""
         label = cond["label"]
         return {**cond, "label": torch.where(label == self.forget, self.override, label)}

@@ -6,8 +6,9 @@
 
 The papers write scores, s = (a D - x_t)/s_t^2: their difference is (a/s_t^2) y and s_psi - grad log q(x_t|x0) is (a/s_t^2)(D_psi - x0), so
 that the factors are part of the weight and of c. Gradients flow through x0 and through x_t into both networks, whose parameters stay: with
-detached networks the score form has no gradient at all, and the x0 form that of DMD. With the exact fake score L of alpha = 1/2 has half the gradient of the Fisher divergence E|delta|^2; of alpha = 1 half of
-what it is when the law that it is averaged over is held still, which is SIM with d = |y|^2 / 2.
+detached networks the score form has no gradient at all, and the x0 form that of DMD. With the exact fake score L of alpha = 1/2 has half the
+gradient of the Fisher divergence E|delta|^2; of alpha = 1 half of what it is when the law that it is averaged over is held still, which is SIM
+with d = |y|^2 / 2.
 """
 
 from abc import ABC, abstractmethod

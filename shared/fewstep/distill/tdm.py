@@ -38,7 +38,7 @@ class TDM(DMD):
 
     Args:
         steps: of the student, whose steps are deterministic.
-        margin: t stays so far from both ends of the path.
+        margin: the share of the range before the noisy end that t stays away from, where `times` gave one before m.
         inside: m is a random time between t_{k+1} and t_k, in place of t_{k+1}.
     """
 
@@ -60,23 +60,23 @@ class TDM(DMD):
 
     def noise(self, reached: Reached, times: TimeSampler) -> tuple[Tensor, Tensor]:
         """(t, e)."""
-        return self.mixed(reached)[:2]
+        return self.mixed(reached, times)[:2]
 
-    def mixed(self, reached: Reached) -> tuple[Tensor, Tensor, Tensor]:
-        """(t, e, xi)."""
+    def mixed(self, reached: Reached, times: TimeSampler) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, e, xi); a time that is drawn before m is drawn again between m and the noisy end."""
         path, m = self.teacher.denoiser.path, reached.s
-        high = path.t_max - self.margin
         if self.inside:
-            m = (m + (reached.t - m) * torch.rand_like(m)).clamp_max(high)
-        low = m.clamp_min(path.t_min + self.margin)
-        t = low + (high - low) * torch.rand_like(m)
+            m = m + (reached.t - m) * torch.rand_like(m)
+        high = m.clamp_min(path.t_max - self.margin * (path.t_max - path.t_min))
+        t, other = times(len(m), path).to(m), m + (high - m) * torch.rand_like(m)
+        t = torch.where(t < m, other, t)
         eps = reached.estimate.eps
         xi = torch.randn_like(eps)
         return t, diffused(path, eps, m, t, xi), xi
 
     def fake_terms(self, reached: Reached, drawn: Drawn) -> Tensor:
         """min(SNR, 5) |D_psi - x0|^2 times the importance of the mixed noise."""
-        t, e, xi = self.mixed(reached)
+        t, e, xi = self.mixed(reached, self.fake_times)
         sample = reached.estimate.x0
         cond, _ = drop_conditions(self.fake, drawn.cond, sample, self.drop)
         loss = fake_loss(self.fake.denoiser, sample, e, t, cond, drawn.y, self.fake_weighting)

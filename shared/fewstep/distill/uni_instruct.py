@@ -21,7 +21,7 @@ from fewstep.denoiser import Denoise
 from fewstep.discriminators import Adversary
 from fewstep.discriminators.losses import per_sample
 from fewstep.distill.alternating import Drawn
-from fewstep.distill.f_distill import Divergence, ForwardKL, steadied
+from fewstep.distill.f_distill import Divergence, ForwardKL, Ratio
 from fewstep.distill.score_distillation import ScoreDistillation
 from fewstep.distill.score_gradient import ByTeacherError, ScoreWeight
 from fewstep.generator import Generator
@@ -73,12 +73,12 @@ class UniInstruct(ScoreDistillation):
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher, iterations, adversary=adversary, **kwargs)
-        self.divergence, self.complete, self.weight = divergence, complete, weight
+        self.divergence, self.complete, self.weight, self.ratio_of = divergence, complete, weight, Ratio()
 
     def match(self, x0: Tensor, x_t: Tensor, t: Tensor, teacher: Denoise, fake: Denoise, drawn: Drawn) -> Tensor:
         """uni_instruct_loss at x_t."""
         path, wanted, own = self.teacher.denoiser.path, teacher(x_t, t).x0, fake(x_t, t).x0
         self.see(own, wanted)
-        r = steadied(per_sample(self.heads(self.fake.denoiser, x_t, t, drawn.cond, drawn.y)), t, path)
+        r = self.ratio_of(per_sample(self.heads(self.fake.denoiser, x_t, t, drawn.cond, drawn.y)), t, path).to(x0)
         weight = self.weight(x0, wanted, t, path)
         return uni_instruct_loss(x0, wanted, own, r, weight, self.divergence, self.complete)

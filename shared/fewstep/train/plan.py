@@ -58,6 +58,7 @@ def plan(recipe: Path, overrides: Sequence[str] = (), devices: int = 1, strategy
     cli = instantiate(recipe, overrides)
     model, data = cli.model, cli.datamodule
     data.setup("fit")
+    model.done = next((n for n in range(model.iterations) if _full(model, n)), 0)
     optimizers = model.configure_optimizers()
     optimizers = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
     batch = data.batch_size
@@ -83,6 +84,12 @@ def plan(recipe: Path, overrides: Sequence[str] = (), devices: int = 1, strategy
         strategy_bytes=extra,
         working_bytes=max(round(high + slope * (batch - sizes[1])), size // share),
     )
+
+
+def _full(model: Shell, done: int) -> bool:
+    """Whether the student is trained in this iteration."""
+    model.done = done
+    return model.turn("student")
 
 
 def step(model: Shell, optimizers: Iterable[torch.optim.Optimizer], batch: Batch, precision: torch.dtype) -> None:

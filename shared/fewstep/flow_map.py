@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fewstep.nets.latent import latents_from
 from fewstep.paths import Path
 from fewstep.sampling import Noise, draw
 from fewstep.solvers.base import Row
@@ -43,7 +44,7 @@ def sample_jumps(
         grid: (n + 1,) decreasing times.
         gamma: in [0, 1], 0 deterministic.
         y: (B, ...) the anchor on anchored paths.
-        generator: source of the noise, as in `sample`.
+        generator: source of the noise and of networks' latents, as in `sample`.
         rho_min: the cleanest level the network knows.
     Returns:
         (B, ...) the state at grid[-1].
@@ -52,14 +53,15 @@ def sample_jumps(
     """
     check_gamma(gamma)
     *times, end = grid.tolist()
-    for t, s in pairwise(times):
-        row, b_u, b_s = _renoise(path, s, gamma, rho_min)
-        x = jump(x, t, row.t)
-        noise = draw(x, row, generator)
-        if noise is not None:
-            x = row.x[0] * (x if y is None else x - b_u * y) + row.noise * noise
-            x = x if y is None else x + b_s * y
-    return jump(x, times[-1], end)
+    with latents_from(generator):
+        for t, s in pairwise(times):
+            row, b_u, b_s = _renoise(path, s, gamma, rho_min)
+            x = jump(x, t, row.t)
+            noise = draw(x, row, generator)
+            if noise is not None:
+                x = row.x[0] * (x if y is None else x - b_u * y) + row.noise * noise
+                x = x if y is None else x + b_s * y
+        return jump(x, times[-1], end)
 
 
 def _renoise(path: Path, s: float, gamma: float, rho_min: float) -> tuple[Row, float, float]:

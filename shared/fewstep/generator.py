@@ -54,15 +54,12 @@ class Generator(nn.Module):
         generator: torch.Generator | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
-        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own.
-
-        A network that has `first_noise` (nets/noise_policy.py) begins at what it makes of the noise.
-        """
-        path, tuned = self.denoiser.path, getattr(self.denoiser.net, "first_noise", None)
+        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
+        path = self.denoiser.path
         grid = self.grid(path, self.steps if steps is None else steps)
         return sample(
             self.denoiser.bind(cond, y),
-            path.start(noise if tuned is None else tuned(noise), y),
+            self.begin(noise, y),
             path,
             solver or self.solver,
             grid,
@@ -70,6 +67,11 @@ class Generator(nn.Module):
             generator,
             callbacks,
         )
+
+    def begin(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """The state (B, ...) that sampling begins at; a network with `first_noise` (nets/noise_policy.py) has a law of its own for the noise."""
+        tuned = getattr(self.denoiser.net, "first_noise", None)
+        return self.denoiser.path.start(noise if tuned is None else tuned(noise), y)
 
     def bind(self, cond: Cond | None = None, y: Tensor | None = None, cfg: Scale | Tensor = 1.0) -> Denoise:
         """The denoiser with these conditions, guided away from `unconditional` by cfg (a number, (B,), or a schedule) unless it is 1.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoise
+from fewstep.nets.latent import latents_from
 from fewstep.paths import Path, expand
 from fewstep.solvers.base import Solver, Stage, data_form
 
@@ -46,7 +47,8 @@ def sample_each(
         for j, stage in enumerate(stages):
             if stage.e:
                 state = zs[0] if y is None else zs[0] + expand(path.schedule(stage.t)[1], x) * y
-                es.insert(0, denoise(state, stage.t))
+                with latents_from(generator):
+                    es.insert(0, denoise(state, stage.t))
             new = _combine(stage, zs, [e.x0 if solver.uses == "x0" else e.eps for e in es], y)
             if stage.noise is not None:
                 noise = torch.randn(x.shape, dtype=x.dtype, device=(generator or x).device, generator=generator)

@@ -7,8 +7,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from worlds import normal
+from worlds import Batches, normal
 
 from fewstep.class_generator import ClassGenerator
 from fewstep.denoiser import Denoiser
@@ -33,16 +32,17 @@ from fewstep.distill.pool import PairPool
 from fewstep.distill.rollout import LastStep, Rollout
 from fewstep.distill.sana_sprint import SanaSprint
 from fewstep.distill.scm import SCM
+from fewstep.flow_map import sample_jumps
 from fewstep.generator import Generator
 from fewstep.grids import Uniform
 from fewstep.nets import MLP
 from fewstep.nets.latent import latents_from
 from fewstep.nets.unet import UNet
 from fewstep.paths import EDM, VP, RectifiedFlow, ResidualShift, Trig
+from fewstep.per_sample import sample_each
 from fewstep.prediction import X0, U
 from fewstep.sampling import Callback, sample
 from fewstep.solvers import DDIM, Ancestral, UnitGainAncestral
-from fewstep.train.loader import StatefulLoader
 from fewstep.trig_flow import TrigFlow
 
 FLOW = RectifiedFlow()
@@ -51,17 +51,6 @@ FLOW = RectifiedFlow()
 def generator(seed=0, **kwargs):
     torch.manual_seed(seed)
     return Generator(Denoiser(MLP(2, 16, 3).double(), FLOW, U()), DDIM(), Uniform(), **kwargs)
-
-
-class Batches(L.LightningDataModule):
-    def batch(self, n, generator):
-        return {"x0": torch.randn(n, 2, generator=generator)}
-
-    def train_dataloader(self):
-        return StatefulLoader(self, 16)
-
-    def val_dataloader(self):
-        return DataLoader([], batch_size=None)
 
 
 def grads(loss, *networks):
@@ -297,6 +286,19 @@ def test_a_generator_of_samples_is_one_of_their_latents_too(callbacks):
     assert torch.equal(samples(0), samples(0))
     assert not torch.equal(samples(0, 7), samples(0, 8))
     assert len({float(z.sum()) for z in drawn[:3]}) == 3  # one for each step
+
+
+def test_a_generator_is_one_of_latents_at_per_sample_times_and_of_jumps_too():
+    net, noise, grid = MLP(2, 16, 3, latent=4).double(), normal(8, 2), Uniform()(VP(), 3)
+    denoise = Denoiser(net, VP(), X0()).bind()
+    ways = (
+        lambda g: sample_each(denoise, noise, VP(), DDIM(), grid.expand(8, -1), generator=g),
+        lambda g: sample_jumps(lambda x, t, s: denoise(x, t).x0, noise, VP(), grid, generator=g),
+    )
+    for way in ways:
+        one, again, other = (way(torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
+        assert torch.equal(one, again)
+        assert not torch.equal(one, other)
 
 
 def test_a_pair_discriminator_fits_states_of_any_number_of_axes_and_judges_each_alone():

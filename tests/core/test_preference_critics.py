@@ -12,8 +12,10 @@ from fewstep.artifacts import load, save
 from fewstep.denoiser import Denoiser
 from fewstep.distill.dmd import dmd_loss
 from fewstep.distill.intervals import Adjacent, Doubling
+from fewstep.distill.rollout import LastStep, Rollout
 from fewstep.generator import Generator
 from fewstep.grids import Uniform
+from fewstep.jump import JumpGenerator
 from fewstep.nets import MLP
 from fewstep.nets.noise_policy import NoisePolicy
 from fewstep.paths import VP
@@ -148,6 +150,23 @@ def test_the_policy_is_a_gaussian_and_travels_with_the_generator(tmp_path):
     torch.manual_seed(0)
     torch.testing.assert_close(load(tmp_path / "x").generate(noise), own)
     assert isinstance(load(tmp_path / "x").denoiser.net, NoisePolicy)
+
+
+def test_every_way_of_sampling_begins_where_the_policy_says():
+    noise = normal(8, 2).float()
+    torch.manual_seed(0)
+    plain = Generator(Denoiser(MLP(2, 16, 2), FLOW, U()), DDIM(), Uniform(), 2)
+    for model in (plain, JumpGenerator.of(plain)):
+        before = model.generate(3 * noise + 1)
+        rolled = Rollout(LastStep())(plain, 3 * noise + 1, {}).estimate.x0
+        model.denoiser.net = NoisePolicy(model.denoiser.net, (2,))
+        with torch.no_grad():
+            model.denoiser.net.mu += 1
+            model.denoiser.net.log_sigma += math.log(3)
+        torch.testing.assert_close(model.generate(noise), before)
+        if model is plain:
+            torch.testing.assert_close(Rollout(LastStep())(plain, noise, {}).estimate.x0, rolled)
+            plain.denoiser.net = plain.denoiser.net.net
 
 
 def test_the_first_update_is_the_policy_gradient_and_later_ones_are_clipped():

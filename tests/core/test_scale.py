@@ -68,12 +68,15 @@ def test_two_processes_train_as_one_with_the_joint_batch(method, strategy, accum
 
 def test_processes_share_one_ring_of_pairs(tmp_path):
     one, two = launched(WORKER.with_name("pool_worker.py"), tmp_path / "pool")
-    drawn = [rank.pop("drawn") for rank in (one, two)]
+    drawn, rows = ([rank.pop(name) for rank in (one, two)] for name in ("drawn", "rows"))
     assert all(torch.equal(v, two[k]) for k, v in one.items())
     assert int(one["filled"]) == 18  # twice two whole batches of 4, then one pair of each
     noise = one["ring_noise"]
     assert len(noise.unique(dim=0)) == len(noise) == 14
     assert not torch.equal(*drawn)
+    # Of an `Experience` either holds all, for the checkpoint, and is given its own.
+    assert one["experience"].tolist() == [[[1], [1], [2], [2]], [[11], [11], [12], [12]]]
+    assert all(torch.equal(r, v) for r, v in zip(rows, one["experience"], strict=True))
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

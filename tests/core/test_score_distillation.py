@@ -8,8 +8,7 @@ import lightning as L
 import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
-from torch.utils.data import DataLoader
-from worlds import normal
+from worlds import Batches, normal
 
 from fewstep.artifacts import load, save
 from fewstep.class_generator import ClassGenerator
@@ -56,7 +55,6 @@ from fewstep.sampling import sample
 from fewstep.solvers import DDIM, GammaSampling
 from fewstep.toy import Mixture
 from fewstep.train.ema import EMA
-from fewstep.train.loader import StatefulLoader
 
 FLOW = RectifiedFlow()
 PATHS = [(FLOW, 0.6), (Trig(), 0.8), (VP(), 0.5), (EDM(), 1.3)]
@@ -448,17 +446,6 @@ def test_inputs_of_a_rollout_have_the_law_of_inference():
 
 
 # --- the shell ---------------------------------------------------------------------------------------------------
-
-
-class Batches(L.LightningDataModule):
-    def batch(self, n, generator):
-        return {"x0": torch.randn(n, 2, generator=generator)}
-
-    def train_dataloader(self):
-        return StatefulLoader(self, 16)
-
-    def val_dataloader(self):
-        return DataLoader([], batch_size=None)
 
 
 class Watch(L.Callback):

@@ -4,9 +4,11 @@ import json
 from functools import cache
 from pathlib import Path as FilePath
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from fewstep.paths import DDPM, EDM, VE, VP, Coeffs, Cosine, Path, RectifiedFlow, ResidualShift, Trig
 from fewstep.precondition import AnchoredPrecondition, ConsistencyPrecondition, EDMPrecondition
@@ -14,6 +16,7 @@ from fewstep.prediction import X0, Eps, Residual, Score, U, V
 from fewstep.solvers import DDIM, Ancestral, DPMpp2M, Heun, UnitGainAncestral
 from fewstep.solvers.unipc import UniPC
 from fewstep.toy import Mixture
+from fewstep.train.loader import StatefulLoader
 
 GOLDEN = FilePath(__file__).parents[2].parent / "shared/golden"
 
@@ -115,3 +118,16 @@ def correlated(path: Path, y: torch.Tensor | None = None) -> Mixture:
     root = normal(3, 3, 3, seed=1) * 0.5
     covs = root @ root.mT + 0.05 * torch.eye(3, dtype=torch.float64)
     return Mixture(path, normal(3, 3, seed=2), covs, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), y)
+
+
+class Batches(L.LightningDataModule):
+    """Endless batches of 16 normal points in the plane."""
+
+    def batch(self, n, generator):
+        return {"x0": torch.randn(n, 2, generator=generator)}
+
+    def train_dataloader(self):
+        return StatefulLoader(self, 16)
+
+    def val_dataloader(self):
+        return DataLoader([], batch_size=None)

@@ -92,7 +92,7 @@ def generated(model: Generator, batch: Mapping[str, Tensor], noise: Tensor, step
     from fewstep.sampling import sample
 
     path = model.denoiser.path
-    return sample(model.bind(cond, y, cfg), path.start(noise, y), path, model.solver, model.grid(path, steps), y)
+    return sample(model.bind(cond, y, cfg), model.begin(noise, y), path, model.solver, model.grid(path, steps), y)
 
 
 def stored_pairs(recipe: Mapping[str, Any]) -> str | None:

@@ -77,6 +77,7 @@ class AdversarialFlow(AlternatingDistiller):
         return [critic(x) for critic in self.critics["discriminators"].children()]
 
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """The reconstruction, and the losses and feature matching of all discriminators."""
         own, x0 = reached.estimate.x0, drawn.x0
         with torch.no_grad():
             theirs = self.judged(x0)
@@ -91,6 +92,7 @@ class AdversarialFlow(AlternatingDistiller):
         }
 
     def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """The losses of all discriminators, and their penalties."""
         terms: Terms = {}
         pairs = zip(self.judged(drawn.x0), self.judged(reached.estimate.x0), strict=True)
         terms["critic"] = torch.stack([self.adversarial.critic(r[-1], f[-1]).mean() for r, f in pairs]).sum()

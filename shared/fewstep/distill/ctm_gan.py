@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fewstep.denoiser import Cond
 from fewstep.discriminators import Adversary
-from fewstep.discriminators.discriminator import Discriminator
-from fewstep.distill.alternating import AlternatingDistiller, Drawn
+from fewstep.distill.alternating import Drawn
 from fewstep.distill.ctm import CTM
+from fewstep.distill.judged import Judged
 from fewstep.distill.rollout import Reached
 from fewstep.estimate import Estimate
 from fewstep.generator import Generator
@@ -25,11 +25,11 @@ from fewstep.jump import JumpGenerator
 from fewstep.train.shell import Batch, Terms
 
 
-class CTMGAN(AlternatingDistiller, CTM):
-    """CTM with an adversary; the remaining arguments are those of `CTM` and of `AlternatingDistiller`, whose rollout is not used.
+class CTMGAN(Judged, CTM):
+    """CTM with an adversary; the remaining arguments are those of `CTM` and of `Judged`, whose rollout is not used.
 
     Args:
-        adversary: on the teacher's layers; its weight is a factor of lambda'.
+        adversary: its weight tells only where lambda' is clipped.
         start: share of the training after which the student hears it; the critic learns from the beginning.
     Raises:
         ValueError: `start` outside of [0, 1].
@@ -40,14 +40,8 @@ class CTMGAN(AlternatingDistiller, CTM):
     ) -> None:
         if not 0 <= start <= 1:
             raise ValueError(f"start is a share of the training in [0, 1], not {start}")
-        super().__init__(teacher, iterations, **kwargs)
-        self.adversary, self.start = adversary, start
-        self.add_critic("heads", adversary.build(teacher))
-
-    @property
-    def heads(self) -> Discriminator:
-        """Those of the adversary."""
-        return self.critics["heads"]  # pyright: ignore[reportReturnType]
+        super().__init__(teacher, iterations, adversary, **kwargs)
+        self.start = start
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:
         """What the critic learns on, without the student's graph: its jumps from noised data."""
@@ -70,10 +64,4 @@ class CTMGAN(AlternatingDistiller, CTM):
         student, path = cast(JumpGenerator, self.student), self.teacher.denoiser.path
         fake = student.jump(x_t, t, torch.full_like(t, path.t_min), cond, y)
         own = {k: v for k, v in cond.items() if k not in self.student.denoiser.told}
-        return {"adversarial": self.adversary.student_term(self.heads, self.teacher.denoiser, fake, x0, own, y).mean()}
-
-    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
-        """What the adversary asks of its heads."""
-        fake, (real, cond, y, _, _) = reached.estimate.x0, drawn
-        found = self.adversary.critic_terms(self.heads, self.teacher.denoiser, fake, real, cond, y, self.done)
-        return {name: v.mean() for name, v in found.items()}
+        return {"adversarial": self.adversarial(fake, x0, own, y)}

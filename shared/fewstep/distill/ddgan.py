@@ -94,6 +94,7 @@ class DDGAN(AlternatingDistiller):
         return self.discriminator(x_s, reached.x, reached.t, **drawn.cond)
 
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """The loss of C at the own x_s."""
         own = self.judge(self.down(reached.estimate.x0, reached, drawn), reached, drawn)
         theirs = own
         if self.adversarial.pairs:
@@ -102,6 +103,7 @@ class DDGAN(AlternatingDistiller):
         return {"adversarial": self.adversarial.student(own, theirs).mean()}
 
     def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """The loss of C at both x_s, and the penalty at the real one."""
         real = self.down(drawn.x0, reached, drawn)
         theirs, own = (self.judge(x, reached, drawn) for x in (real, self.down(reached.estimate.x0, reached, drawn)))
         terms = {"critic": self.adversarial.critic(theirs, own).mean()}

@@ -11,13 +11,13 @@ the teacher's own (`pool`), as in LADD.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewstep.denoiser import Denoise, Denoiser
-from fewstep.discriminators import Adversary, CleanBackbone
-from fewstep.discriminators.discriminator import Discriminator
-from fewstep.distill.alternating import AlternatingDistiller, Drawn
+from fewstep.denoiser import Denoise
+from fewstep.discriminators import Adversary
+from fewstep.distill.alternating import Drawn
 from fewstep.distill.guidance import TeacherGuidance
+from fewstep.distill.judged import Judged
 from fewstep.distill.pool import PairPool
 from fewstep.distill.rollout import Reached
 from fewstep.distill.weighting import Even, Weighting
@@ -27,12 +27,10 @@ from fewstep.times import TimeSampler, UniformTimes
 from fewstep.train.shell import Batch, Terms
 
 
-class LADD(AlternatingDistiller):
-    """ADD and LADD.
+class LADD(Judged):
+    """ADD and LADD; the remaining arguments are those of `Judged`.
 
     Args:
-        adversary: on the teacher's layers, or on those of `network`.
-        network: x0 -> anything, frozen; it judges clean samples, for which the adversary's times mean nothing.
         pool: real samples are the teacher's, from it; the data unless given.
         distillation: lambda; times, weighting, guidance: t, c and the teacher of that term.
     """
@@ -49,26 +47,12 @@ class LADD(AlternatingDistiller):
         times: TimeSampler = UniformTimes(0.02),
         weighting: Weighting = Even(),
         guidance: TeacherGuidance = TeacherGuidance(),
-        network: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(teacher, iterations, **kwargs)
-        self.adversary, self.pool = adversary, pool
-        # Not a submodule, as the teacher is none.
-        self._clean = [] if network is None else [CleanBackbone(network)]
+        super().__init__(teacher, iterations, adversary, **kwargs)
+        self.pool = pool
         self.distillation, self.times, self.weighting = distillation, times, weighting
         self.guide(guidance)
-        self.add_critic("heads", adversary.build(teacher, *self._clean))
-
-    @property
-    def backbone(self) -> Denoiser:
-        """Whose layers judge: the teacher's, or those of the network for clean samples; on the student's device."""
-        return self._clean[0].to(self.device) if self._clean else self.teacher.denoiser
-
-    @property
-    def heads(self) -> Discriminator:
-        """Those of the adversary."""
-        return self.critics["heads"]  # pyright: ignore[reportReturnType]
 
     def drawn(self, batch: Batch) -> Drawn:
         """As ever; with a pool the teacher's samples in place of data, and the noise that they come from."""
@@ -81,7 +65,7 @@ class LADD(AlternatingDistiller):
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """The adversary's term, and the distillation."""
         x0, (real, cond, y, _, _) = reached.estimate.x0, drawn
-        terms = {"adversarial": self.adversary.student_term(self.heads, self.backbone, x0, real, cond, y).mean()}
+        terms = {"adversarial": self.adversarial(x0, real, cond, y)}
         if self.distillation:
             t = self.times(len(x0), self.teacher.denoiser.path).to(x0.device)
             guided = self.guidance.teacher(self.teacher, cond, y, drawn.w)
@@ -95,10 +79,3 @@ class LADD(AlternatingDistiller):
             wanted = teacher(path.sample(x0, eps, t, drawn.y), t).x0
         square = (x0 - wanted).square().flatten(1).mean(1)
         return self.weighting(t, torch.full_like(t, path.t_min), path).to(square) * square
-
-    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
-        """What the adversary asks of its heads."""
-        real, cond, y, _, _ = drawn
-        sample, backbone = reached.estimate.x0, self.backbone
-        found = self.adversary.critic_terms(self.heads, backbone, sample, real, cond, y, self.done)
-        return {k: v.mean() for k, v in found.items()}

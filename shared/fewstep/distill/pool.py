@@ -139,7 +139,7 @@ class PairPool(nn.Module):
         take = n if count < self.size else min(self.fresh, n)
         if take:
             part = Prepared(data.x0[:take], {k: v[:take] for k, v in data.cond.items()}, _head(data.y, take))
-            rows = _of_all(_columns(make(part)))
+            rows = of_all_ranks(_columns(make(part)))
             take = len(next(iter(rows.values())))
             self._put(rows, count, take)
         chosen = torch.randperm(min(count + take, self.size), device=data.x0.device)[:n]
@@ -162,7 +162,7 @@ class PairPool(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _of_all(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+def of_all_ranks(columns: dict[str, Tensor]) -> dict[str, Tensor]:
     """The rows of all processes, in the order of their ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return columns

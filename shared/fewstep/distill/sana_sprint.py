@@ -13,23 +13,22 @@ adversary's `weight`; .5, as in the recipes, was not checked against the paper.
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.denoiser import Cond
 from fewstep.discriminators import Adversary
-from fewstep.discriminators.discriminator import Discriminator
-from fewstep.distill.alternating import AlternatingDistiller, Drawn
+from fewstep.distill.alternating import Drawn
+from fewstep.distill.judged import Judged
 from fewstep.distill.rollout import Reached
 from fewstep.distill.scm import SCM
 from fewstep.generator import Generator
 from fewstep.train.shell import Batch, Terms
 
 
-class SanaSprint(AlternatingDistiller, SCM):
-    """sCM with an adversary; the remaining arguments are those of `SCM` and of `AlternatingDistiller`, whose rollout is not used.
+class SanaSprint(Judged, SCM):
+    """sCM with an adversary; the remaining arguments are those of `SCM` and of `Judged`, whose rollout is not used.
 
     Args:
-        adversary: on the teacher's layers; its weight is of L_adv.
+        adversary: its weight is of L_adv.
         scm: factor of L_sCM.
         largest: share of the adversary's samples that begin at pure noise.
     Raises:
@@ -47,14 +46,8 @@ class SanaSprint(AlternatingDistiller, SCM):
     ) -> None:
         if not 0 <= largest <= 1:
             raise ValueError(f"largest is a share in [0, 1], not {largest}")
-        super().__init__(teacher, iterations, **kwargs)
-        self.adversary, self.scm, self.largest = adversary, scm, largest
-        self.add_critic("heads", adversary.build(teacher))
-
-    @property
-    def heads(self) -> Discriminator:
-        """Those of the adversary."""
-        return self.critics["heads"]  # pyright: ignore[reportReturnType]
+        super().__init__(teacher, iterations, adversary, **kwargs)
+        self.scm, self.largest = scm, largest
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:
         """f at noised data, for some at pure noise."""
@@ -67,12 +60,5 @@ class SanaSprint(AlternatingDistiller, SCM):
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """Both losses, at times of their own."""
         terms = {name: self.scm * v for name, v in SCM.loss(self, batch).items()}
-        x0, (real, cond, y, _, _) = reached.estimate.x0, drawn
-        found: Tensor = self.adversary.student_term(self.heads, self.teacher.denoiser, x0, real, cond, y)
-        return terms | {"adversarial": found.mean()}
-
-    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
-        """What the adversary asks of its heads."""
-        x0, (real, cond, y, _, _) = reached.estimate.x0, drawn
-        found = self.adversary.critic_terms(self.heads, self.teacher.denoiser, x0, real, cond, y, self.done)
-        return {name: v.mean() for name, v in found.items()}
+        real, cond, y, _, _ = drawn
+        return terms | {"adversarial": self.adversarial(reached.estimate.x0, real, cond, y)}

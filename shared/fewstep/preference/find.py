@@ -73,6 +73,7 @@ class FIND(Aligner):
         return super().trained() | {"baseline": self.baseline}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The policy's and the baseline's."""
         kinds = {"student": self.optimizer, "baseline": self.baseline_optimizer}
         return [
             scheduled(kinds[name]([p for p in network.parameters() if p.requires_grad]))
@@ -80,6 +81,7 @@ class FIND(Aligner):
         ]
 
     def loss(self, batch: Batch) -> Terms:
+        """The clipped surrogate on replayed actions, the divergence, and the error of the baseline."""
         self.held.add(self.drawn(batch), self.replay)
         chosen = torch.randperm(len(self.held), device=self.device)[: len(next(iter(batch.values())))]
         rows = self.held.rows(chosen)

@@ -111,6 +111,7 @@ class NCT(Distiller):
         trainable(self.student.train())
 
     def loss(self, batch: Batch) -> Terms:
+        """Consistency between two noises of one sample, and the boundary at t_min."""
         x0, cond, y = self.student.prepare(batch)
         z, eps = torch.randn_like(x0), torch.randn_like(x0)
         with torch.no_grad():

@@ -146,6 +146,7 @@ class PSO(Aligner):
         self.noisy = noisy_steps(self.student)
 
     def loss(self, batch: Batch) -> Terms:
+        """pso_loss of pairs of trajectories."""
         data = self.student.prepare(batch)
         winner, loser = (
             self.gain(states, data) for states in self.pairs(self.student, self.reference, data, self.reward)

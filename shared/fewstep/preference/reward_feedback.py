@@ -69,6 +69,7 @@ class RewardFeedback(Aligner):
         self.weighting, self.weight = weighting, weight
 
     def loss(self, batch: Batch) -> Terms:
+        """The feedback at the exit of the rollout, and what holds the student there."""
         x0, cond, y = self.student.prepare(batch)
         x, t, estimate, _ = self.rollout(self.student, torch.randn_like(x0), cond, y)
         worth = self.reward(estimate.x0, cond)

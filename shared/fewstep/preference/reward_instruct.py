@@ -97,6 +97,7 @@ class RewardInstruct(Aligner):
         self.pull, self.temperature, self.gamma, self.intermediate = pull, temperature, (low, high), intermediate
 
     def loss(self, batch: Batch) -> Terms:
+        """The ascent of the rewards of every x0 of the rollout, and the pull."""
         x0, cond, y = self.student.prepare(batch)
         low, high = self.gamma
         solver, seen = GammaSampling(low + (high - low) * torch.rand(()).item()), _Estimates()

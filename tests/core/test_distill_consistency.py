@@ -512,15 +512,15 @@ def test_segments_merge_in_stages():
     assert ends == [[0.875, 0.25], [0.75, 0.25], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]
 
 
-def test_a_rollout_needs_no_data_and_starts_on_the_teachers_trajectories():
+def test_a_walk_needs_no_data_and_starts_on_the_teachers_trajectories():
     world = world_on(FLOW)
-    rollout, step = ExactStep(world), ExactStep(world)
-    model = distillation(cls=SegmentedConsistency, segments=Segments(1), rollout=rollout, step=step)
+    walk, step = ExactStep(world), ExactStep(world)
+    model = distillation(cls=SegmentedConsistency, segments=Segments(1), walk=walk, step=step)
     assert loss_of(model, {"x0": torch.full((64, 2), 100.0, dtype=torch.float64)}) < 1e-20
-    (begin, t), (t_step, _) = rollout.seen[0], step.seen[0]
+    (begin, t), (t_step, _) = walk.seen[0], step.seen[0]
     assert (begin == 1).all()
     assert torch.equal(t, t_step)
-    coarse = distillation(net=mlp().denoiser.net, cls=SegmentedConsistency, rollout=TeacherStep(substeps=3))
+    coarse = distillation(net=mlp().denoiser.net, cls=SegmentedConsistency, walk=TeacherStep(substeps=3))
     one, other = (loss_of(coarse, data(seed=s)) for s in (1, 2))
     assert one == other > 0
 
@@ -906,7 +906,7 @@ def fit(module, folder, stop=10**6, ckpt_path=None):
     ("cls", "kwargs"),
     [
         (ConsistencyTraining, {"intervals": Adjacent(SquareRoot(2, 20)), "mu": 0.9}),
-        (SegmentedConsistency, {"segments": SegmentStages((4, 2, 1)), "rollout": TeacherStep(substeps=2)}),
+        (SegmentedConsistency, {"segments": SegmentStages((4, 2, 1)), "walk": TeacherStep(substeps=2)}),
         (TCM, {}),
         (SLAM, {"guidance": TeacherGuidance(told=True), "step": TeacherStep(Ancestral(), 2)}),
     ],

@@ -56,11 +56,24 @@ class Adversary:
     ) -> Tensor:
         """weight loss.student, (B,); fake: (B, ...) with the student's graph."""
         t = self.draw(fake, backbone.path)
-        own = critic(backbone, self.noised(fake, t, backbone.path, y), t, cond, y)
-        theirs = own
+        x, x_real = (self.noised(x0, t, backbone.path, y) for x0 in (fake, real))
+        return self.student_at(critic, backbone, x, x_real, t, cond, y)
+
+    def student_at(
+        self,
+        critic: Discriminator,
+        backbone: Denoiser,
+        fake: Tensor,
+        real: Tensor,
+        t: Tensor,
+        cond: Cond,
+        y: Tensor | None,
+    ) -> Tensor:
+        """The same of states at t: (B,)."""
+        own = theirs = critic(backbone, fake, t, cond, y)
         if self.loss.pairs:
             with torch.no_grad():
-                theirs = critic(backbone, self.noised(real, t, backbone.path, y), t, cond, y)
+                theirs = critic(backbone, real, t, cond, y)
         return self.weight * self.loss.student(own, theirs)
 
     def critic_terms(
@@ -75,13 +88,24 @@ class Adversary:
     ) -> dict[str, Tensor]:
         """{"critic": (B,), "penalty": (B,)}, the latter where there is one in this iteration."""
         t = self.draw(fake, backbone.path)
-        x = self.noised(real, t, backbone.path, y)
-        theirs, own = (
-            critic(backbone, x, t, cond, y),
-            critic(backbone, self.noised(fake, t, backbone.path, y), t, cond, y),
-        )
+        x_real, x = (self.noised(x0, t, backbone.path, y) for x0 in (real, fake))
+        return self.critic_at(critic, backbone, x, x_real, t, cond, y, iteration)
+
+    def critic_at(
+        self,
+        critic: Discriminator,
+        backbone: Denoiser,
+        fake: Tensor,
+        real: Tensor,
+        t: Tensor,
+        cond: Cond,
+        y: Tensor | None,
+        iteration: int = 0,
+    ) -> dict[str, Tensor]:
+        """The same of states at t: (B,)."""
+        theirs, own = (critic(backbone, x, t, cond, y) for x in (real, fake))
         terms = {"critic": self.critic_weight * self.loss.critic(theirs, own)}
         if self.penalty is not None and iteration % self.penalty.every == 0:
-            each = self.penalty(lambda v: critic(backbone, v, t, cond, y), x)
+            each = self.penalty(lambda v: critic(backbone, v, t, cond, y), real)
             terms["penalty"] = self.critic_weight * self.penalty.every * each
         return terms

@@ -41,13 +41,15 @@ EndPoint = Callable[[Tensor, Tensor], Tensor]
 def consistency_loss(
     f: EndPoint, target: EndPoint, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, end: Tensor, distance: Distance
 ) -> Tensor:
-    """d(f(x_t, t), sg target(x_s, s)), with x_s itself as the target where s <= end, (B,).
-
-    Dropout draws the same masks in both networks: they begin at the same random state.
-    """
-    with torch.no_grad(), torch.random.fork_rng(devices=[x_t.device] if x_t.is_cuda else []):
-        wanted = torch.where(expand(s <= end, x_s).bool(), x_s, target(x_s, s))
+    """d(f(x_t, t), sg target(x_s, s)), with x_s itself as the target where s <= end, (B,)."""
+    wanted = aim(target, x_s, s, end)
     return distance(f(x_t, t), wanted)
+
+
+def aim(target: EndPoint, x_s: Tensor, s: Tensor, end: Tensor) -> Tensor:
+    """sg target(x_s, s). Dropout will draw the same masks in the student: it begins at the random state found here."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[x_s.device] if x_s.is_cuda else []):
+        return torch.where(expand(s <= end, x_s).bool(), x_s, target(x_s, s))
 
 
 class Consistency(Distiller):
@@ -100,7 +102,10 @@ class Consistency(Distiller):
     def compare(self, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, cond: Cond, y: Tensor | None) -> Tensor:
         """The weighted loss between two states, (B,)."""
         f, target = self.end_point(self.student.denoiser, cond, y), self.target_point(cond, y)
-        loss = consistency_loss(f, target, x_t, t, x_s, s, self.end(t), self.distance)
+        return self.weighted(consistency_loss(f, target, x_t, t, x_s, s, self.end(t), self.distance), t, s)
+
+    def weighted(self, loss: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """w(t, s) loss, (B,)."""
         return self.weighting(t, s, self.student.denoiser.path).to(loss) * loss
 
     def after_step(self) -> None:
@@ -132,13 +137,17 @@ class ConsistencyDistillation(Consistency):
         """Consistency between the ends of one teacher step."""
         x0, cond, y = self.student.prepare(batch)
         w = self.guidance.draw(x0)
+        states = self.states(x0, cond, y, w)
+        return {"consistency": self.compare(*states, self.guidance.student_cond(cond, w), y).mean()}
+
+    def states(self, x0: Tensor, cond: Cond, y: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(x_t, t, x_s, s): two states of one trajectory of the teacher, guided by w: (B,)."""
         teacher = self.guidance.teacher(self.teacher, cond, y, w)
         t, s = self.times(x0)
         end, close = self.end(t), 1e-9 * (self.student.denoiser.path.t_max - self.student.denoiser.path.t_min)
         s = torch.where(s > end + close, s, end)  # the end itself where it is met but for rounding
         x_t = self.state(teacher, x0, t, y)
-        x_s = self.step(teacher, self.student.denoiser.path, x_t, t, s, y)
-        return {"consistency": self.compare(x_t, t, x_s, s, self.guidance.student_cond(cond, w), y).mean()}
+        return x_t, t, self.step(teacher, self.student.denoiser.path, x_t, t, s, y), s
 
     def state(self, teacher: Denoise, x0: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """x_t: noised data."""

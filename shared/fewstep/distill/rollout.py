@@ -60,12 +60,16 @@ class EachStep(Exit):
 
 
 class Reached(NamedTuple):
-    """Where a rollout ended: the states x: (B, ...) at times t: (B,), the student's estimate there, its next times s: (B,)."""
+    """Where a rollout ended: the states x: (B, ...) at times t: (B,), the student's estimate there, its next times s: (B,).
+
+    target: what the step from x is compared with, by methods that have it at hand (segmented_gan.py).
+    """
 
     x: Tensor
     t: Tensor
     estimate: Estimate
     s: Tensor
+    target: Tensor | None = None
 
 
 @dataclass(frozen=True)

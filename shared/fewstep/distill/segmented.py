@@ -4,14 +4,14 @@
     L = d( G(x_t, t -> e), sg G^-(x_s, s -> e) ),    x_s = the teacher's step from x_t, no further than e;  x_s itself where s = e
 
 One segment is consistency distillation, bit for bit where the clean end has no noise; as many as the intervals' grid has steps is
-regression on the teacher's steps. Sampled deterministically, one step per segment, on the segments' own grid. Configurations, each without
-its adversarial part:
+regression on the teacher's steps. Sampled deterministically, one step per segment, on the segments' own grid. Configurations; the adversary
+of the first two is in segmented_gan.py:
 
     PCM (arXiv:2405.18407)     `Segments(4)` on a grid of 48 steps (the paper's 50, cut at whole numbers of them), one DDIM step,
                                `ElementwiseHuber`, guidance in [4, 5] that is not told
     TSCD (arXiv:2404.13686)    `SegmentStages((8, 4, 2, 1))`, `SquaredL2`. The teacher is the diffusion model in every stage: Hyper-SD does
                                not say whether it is, or the student of the stage before.
-    MLCM (arXiv:2406.05768)    stages too, drawn guidance that is told, and `rollout`: no data, x_t is a state of the teacher's trajectory
+    MLCM (arXiv:2406.05768)    stages too, drawn guidance that is told, and `walk`: no data, x_t is a state of the teacher's trajectory
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class SegmentedConsistency(ConsistencyDistillation):
 
     Args:
         segments: fixed, or merging in stages.
-        rollout: x_t is where these steps take the guided teacher from fresh noise; without it, noised data.
+        walk: x_t is where these steps take the guided teacher from fresh noise; without it, noised data.
         grid: the student's; that of the segments unless given.
     Raises:
         ValueError: a segment, of those of the end, or a step of the student begins between two times of the intervals' grid. The student
@@ -49,13 +49,13 @@ class SegmentedConsistency(ConsistencyDistillation):
         teacher: Generator,
         iterations: int,
         segments: Segments | SegmentStages = Segments(4),
-        rollout: TeacherStep | None = None,
+        walk: TeacherStep | None = None,
         grid: Grid | None = None,
         intervals: Intervals = Adjacent(48),
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher, iterations, grid=grid or segments.grid, intervals=intervals, **kwargs)
-        self.segments, self.rollout = segments, rollout
+        self.segments, self.walk = segments, walk
         if isinstance(self.intervals, OnGrid):
             last, path = segments.at(1.0), teacher.denoiser.path
             own = self.student.grid(path, self.student.steps)
@@ -79,8 +79,8 @@ class SegmentedConsistency(ConsistencyDistillation):
 
     def state(self, teacher: Denoise, x0: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """x_t: noised data, or the teacher's own."""
-        if self.rollout is None:
+        if self.walk is None:
             return super().state(teacher, x0, t, y)
         path = self.student.denoiser.path
         begin = torch.full_like(t, path.t_max)
-        return self.rollout(teacher, path, path.start(torch.randn_like(x0), y), begin, t, y)
+        return self.walk(teacher, path, path.start(torch.randn_like(x0), y), begin, t, y)

@@ -35,8 +35,15 @@ class Segments:
 
         A time that is a boundary but for rounding belongs to the segment below: grids of other numbers of steps meet boundaries so.
         """
+        return self._boundary(t, path, 0)
+
+    def begin(self, t: Tensor, path: Path) -> Tensor:
+        """(B,) times -> where the segments that `end` puts them in begin."""
+        return self._boundary(t, path, 1)
+
+    def _boundary(self, t: Tensor, path: Path, above: int) -> Tensor:
         rising, close = self.boundaries(path).flip(0).to(t.device), 1e-9 * (path.t_max - path.t_min)
-        return rising[(torch.searchsorted(rising, t.double() - close) - 1).clamp(min=0)]
+        return rising[(torch.searchsorted(rising, t.double() - close) - 1).clamp(min=0) + above]
 
 
 @dataclass(frozen=True)

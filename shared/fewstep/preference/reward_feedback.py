@@ -71,7 +71,7 @@ class RewardFeedback(Aligner):
     def loss(self, batch: Batch) -> Terms:
         """The feedback at the exit of the rollout, and what holds the student there."""
         x0, cond, y = self.student.prepare(batch)
-        x, t, estimate, _ = self.rollout(self.student, torch.randn_like(x0), cond, y)
+        x, t, estimate = self.rollout(self.student, torch.randn_like(x0), cond, y)[:3]
         worth = self.reward(estimate.x0, cond)
         terms = {"reward": self.weight * feedback_loss(worth, self.margin).mean()}
         self.values["train/reward_of_x0"] = worth.detach().mean()

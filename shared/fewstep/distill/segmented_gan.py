@@ -1,0 +1,90 @@
+"""Segmented consistency with its adversary: it compares the ends of a segment, noised again within it (PCM, arXiv:2405.18407, eq. 12).
+
+    own = G(x_t, t -> e),   target = sg G^-(x_s, s -> e)    of segmented.py,    t' ~ U[e, where the segment begins]
+    fake, real = (a_t'/a_e) x_e + sqrt(s_t'^2 - (a_t' s_e/a_e)^2) xi    of own and of target
+    student   d(own, target) + loss.student(C(fake, t')),     critic   loss.critic(C(real, t'), C(fake, t')) + penalty
+
+Both sides have the same law where the student is consistent, so that the adversary moves no fixed point of the distillation (that is its
+difference from LADD, whose real samples are data). One pair of states serves student and critic. Configurations:
+
+    PCM     `BoundedHinge`, weight .1, `ratio` 2 (its code trains student and critic in turn)
+    TSCD    `SegmentStages((8, 4, 2, 1))` (arXiv:2404.13686); how much its two terms weigh by the number of segments is not published,
+            here it is the same in all stages
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Cond
+from fewstep.discriminators import Adversary
+from fewstep.distill.alternating import Drawn
+from fewstep.distill.consistency import aim
+from fewstep.distill.judged import Judged
+from fewstep.distill.line import step
+from fewstep.distill.rollout import Reached
+from fewstep.distill.segmented import SegmentedConsistency
+from fewstep.generator import Generator
+from fewstep.paths import Path, expand
+from fewstep.train.shell import Batch, Terms
+
+
+def diffused_state(path: Path, x: Tensor, e: Tensor, t: Tensor, xi: Tensor, y: Tensor | None = None) -> Tensor:
+    """The path's own noising from x: (B, ...) at e on to t >= e, (B,); xi standard. The law of x_t given x_e; e before t_max."""
+    (a_e, b_e, s_e), (a_t, b_t, s_t) = (path.schedule(v.double()) for v in (e, t))
+    kept = a_t / a_e
+    if y is not None:
+        x = x - expand(b_e, x) * y
+    x_t = expand(kept, x) * x + expand((s_t.square() - (kept * s_e).square()).clamp_min(0).sqrt(), x) * xi
+    return x_t if y is None else x_t + expand(b_t, x) * y
+
+
+class SegmentedGAN(Judged, SegmentedConsistency):
+    """PCM and TSCD with their adversaries; the remaining arguments are those of `SegmentedConsistency` and of `Judged`, whose rollout is not used.
+
+    Args:
+        adversary: its times are not used.
+    """
+
+    def __init__(self, teacher: Generator, iterations: int, adversary: Adversary, **kwargs: Any) -> None:
+        super().__init__(teacher, iterations, adversary, **kwargs)
+
+    def reach(self, drawn: Drawn, cond: Cond) -> Reached:
+        """The student at x_t, and the target from x_s."""
+        x0, own, y, w, _ = drawn
+        x_t, t, x_s, s = self.states(x0, own, y, w)
+        wanted = aim(self.target_point(cond, y), x_s, s, self.end(t))
+        return Reached(x_t, t, self.student.denoiser(x_t, t, cond, y), s, wanted)
+
+    def own(self, reached: Reached, y: Tensor | None) -> Tensor:
+        """G(x_t, t -> e)."""
+        t = reached.t
+        return step(self.student.denoiser.path, reached.x, reached.estimate.x0, t, self.end(t), y)
+
+    def judged(self, reached: Reached, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(fake, real, t')."""
+        path, e, wanted = self.student.denoiser.path, self.end(reached.t), _target(reached)
+        begin = self.segments.at(self.progress).begin(reached.t, path)
+        t = e + (begin - e) * torch.rand_like(e)
+        fake, real = (diffused_state(path, x, e, t, torch.randn_like(x), y) for x in (self.own(reached, y), wanted))
+        return fake, real, t
+
+    def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """The distance of both ends, and the adversary's term."""
+        cond, y = drawn.cond, drawn.y
+        found = self.adversary.student_at(self.heads, self.backbone, *self.judged(reached, y), cond, y)
+        loss = self.distance(self.own(reached, y), _target(reached))
+        consistency = self.weighted(loss, reached.t, reached.s)
+        return {"consistency": consistency.mean(), "adversarial": found.mean()}
+
+    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """What the adversary asks of its heads."""
+        states, cond, y = self.judged(reached, drawn.y), drawn.cond, drawn.y
+        found = self.adversary.critic_at(self.heads, self.backbone, *states, cond, y, self.done)
+        return {name: v.mean() for name, v in found.items()}
+
+
+def _target(reached: Reached) -> Tensor:
+    assert reached.target is not None  # `reach` gave it
+    return reached.target

@@ -27,6 +27,11 @@ class RecipeError(ValueError):
 class RecipeCLI(LightningCLI):
     """LightningCLI whose errors are one line, and whose checkpoints are loaded without unpickling objects."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """`fit` alone: the parsers of the others take a second, and recipes train."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if any(action.dest == "weights_only" for action in parser._actions):
             parser.set_defaults({"weights_only": True})

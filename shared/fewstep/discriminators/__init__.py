@@ -8,6 +8,7 @@ from fewstep.discriminators.losses import LeastSquares as LeastSquares
 from fewstep.discriminators.losses import NonSaturating as NonSaturating
 from fewstep.discriminators.losses import Relativistic as Relativistic
 from fewstep.discriminators.losses import Wasserstein as Wasserstein
+from fewstep.discriminators.matching import MatchingAdversary as MatchingAdversary
 from fewstep.discriminators.pair import PairDiscriminator as PairDiscriminator
 from fewstep.discriminators.penalties import R1 as R1
 from fewstep.discriminators.penalties import ApproximateR1 as ApproximateR1

@@ -6,6 +6,7 @@ Every block and the last layer end in a zero-initialised convolution: an untrain
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import gcd
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,15 @@ class UNet(nn.Module):
         time_scale: the time label is multiplied by it (100 for times in [0, 1], 1 for step indices).
         latent: elements of a latent that is drawn at every call unless it is the condition `z`, (B, latent); see latent.py. 0: none.
     """
+
+    # For narrower networks (prune.py): widths come in multiples of UNIT, and these weights have parts that are cut each for itself.
+    UNIT: ClassVar[int] = GROUPS
+    PARTS: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        r"\.film\.": (2,),
+        r"\.qkv\.": (3,),
+        r"^up\..*\.norm1\.": (2,),
+        r"^up\..*\.(conv1|skip)\.weight": (1, 2),
+    }
 
     def __init__(
         self,

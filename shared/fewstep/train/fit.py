@@ -13,10 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from fewstep.discriminators import Adversary
 from fewstep.train.shell import Shell
 
 
@@ -86,6 +87,10 @@ def one_line(text: str) -> str:
     if message.endswith("is not accepted") and classes:
         message += f" by {next(filter(None, classes[-1]))}"
     return re.sub(r"\s+", " ", f"{'.'.join(keys)}: {message}" if keys else message)[:500]
+
+
+# A recipe may name a kind of adversary; for other dataclasses jsonargparse takes the class of the annotation alone.
+set_parsing_settings(subclasses_enabled=[Adversary])
 
 
 def quiet() -> None:

@@ -1,0 +1,140 @@
+"""An adversary that knows what a sample should show: heads on a frozen network's layers and the condition (GALIP, arXiv:2301.12959).
+
+    C(x, e) = head(layers of x, e),    e the condition as numbers, e' that of another sample of the batch
+    critic    R(C(real, e)) + (F(C(fake, e)) + F(C(real, e')))/2 + gradient |d C(real, e)/d(layers, e)|^6        R, F of the loss
+    student   weight loss.student(C(fake, e)) - similarity cos(last layer of fake, e)
+
+It is an `Adversary` for any method that has one; with CLIP as `network` the last layer is the embedding of its pictures, and e that of texts.
+The penalty (2 |grad|^6, DF-GAN, arXiv:2008.05865) holds the critic smooth around real samples that match. The factor 4 of the similarity is of the
+paper's text. Where a neighbour in the batch has the same condition, it makes no mismatched pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, one_hot
+
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.discriminators.adversary import Adversary
+from fewstep.discriminators.discriminator import Discriminator, features
+from fewstep.discriminators.losses import AdversarialLoss, Hinge, per_sample
+from fewstep.generator import Generator
+
+
+@dataclass(frozen=True)
+class MatchingAdversary(Adversary):
+    """The remaining arguments are those of `Adversary`, but for `penalty`, which is this one's own.
+
+    Args:
+        condition: the name of e: (B, E) numbers, or with `classes` (B,) integers below it, taken as E = classes indicators.
+        embedding: layer whose output (B, E) lies in the space of e, for the similarity.
+    Raises:
+        ValueError: a similarity without a layer; a penalty or a loss on pairs.
+    """
+
+    loss: AdversarialLoss = Hinge()  # noqa: RUF009
+    condition: str = "label"
+    classes: int = 0
+    gradient: float = 2.0
+    similarity: float = 0.0
+    embedding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.similarity and self.embedding is None:
+            raise ValueError("similarity needs embedding, the layer that is compared with the condition")
+        if self.penalty is not None or self.loss.pairs:
+            raise ValueError("an adversary of matching pairs has a penalty of its own, and losses without pairs")
+
+    def build(self, generator: Generator, backbone: Denoiser | None = None) -> "MatchingDiscriminator":
+        """Heads of features and condition together, each of which is looked at once."""
+        backbone = generator.denoiser if backbone is None else backbone
+        x0, cond, y = generator.example()
+        t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
+        with torch.no_grad():
+            found = features(backbone, self.layers, x0, t, cond, y)
+        e = self.numbers(cond, found[0])
+        return MatchingDiscriminator(self.layers, [self.head.build(joined(f, e)) for f in found], self)
+
+    def numbers(self, cond: Cond, like: Tensor) -> Tensor:
+        """e: (B, E).
+
+        Raises:
+            ValueError: the condition is missing, or is not of that shape.
+        """
+        if self.condition not in cond:
+            raise ValueError(f"no condition {self.condition!r} to match; there are {sorted(cond)}")
+        e = cond[self.condition]
+        e = one_hot(e, self.classes) if self.classes else e
+        if e.ndim != 2:
+            raise ValueError(
+                f"the condition {self.condition!r} must be (B, E), or (B,) with classes, not {tuple(e.shape)}"
+            )
+        return e.to(like)
+
+    def student_at(
+        self,
+        critic: Discriminator,
+        backbone: Denoiser,
+        fake: Tensor,
+        real: Tensor,
+        t: Tensor,
+        cond: Cond,
+        y: Tensor | None,
+    ) -> Tensor:
+        assert isinstance(critic, MatchingDiscriminator)
+        layers = [*self.layers, *([self.embedding] if self.similarity and self.embedding else [])]
+        found = features(backbone, layers, fake, t, cond, y)
+        e = self.numbers(cond, found[0])
+        own = critic.match(found[: len(self.layers)], e)
+        term = self.weight * self.loss.student(own, own)
+        return term - self.similarity * cosine_similarity(found[-1], e, dim=1) if self.similarity else term
+
+    def critic_at(
+        self,
+        critic: Discriminator,
+        backbone: Denoiser,
+        fake: Tensor,
+        real: Tensor,
+        t: Tensor,
+        cond: Cond,
+        y: Tensor | None,
+        iteration: int = 0,
+    ) -> dict[str, Tensor]:
+        assert isinstance(critic, MatchingDiscriminator)
+        with torch.no_grad():
+            given, made = (features(backbone, self.layers, x, t, cond, y) for x in (real, fake))
+            e = self.numbers(cond, given[0])
+        inputs = [v.detach().requires_grad_() for v in (*given, e)]
+        theirs, own = critic.match(inputs[:-1], inputs[-1]), critic.match(made, e)
+        others = critic.match(given, e.roll(1, 0))
+        fakes, wrong = self.loss.critic(theirs, own), self.loss.critic(theirs, others)
+        terms = {"critic": torch.where((e == e.roll(1, 0)).all(1), fakes, (fakes + wrong) / 2)}
+        if self.gradient:
+            slopes = torch.autograd.grad(per_sample(theirs).sum(), inputs, create_graph=True)
+            square = torch.stack([v.square().flatten(1).sum(1) for v in slopes]).sum(0)
+            terms["penalty"] = self.gradient * square**3
+        return {name: self.critic_weight * v for name, v in terms.items()}
+
+
+class MatchingDiscriminator(Discriminator):
+    """One head for each layer, of its feature and the condition."""
+
+    def __init__(self, layers: Sequence[str], heads: Sequence[nn.Module], adversary: MatchingAdversary) -> None:
+        super().__init__(layers, heads)
+        self.adversary = adversary
+
+    def match(self, found: Sequence[Tensor], e: Tensor) -> Tensor:
+        """(B, n): the logits of the layers' features with e."""
+        return self.judge([joined(f, e) for f in found])
+
+    def forward(self, backbone: Denoiser, x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None) -> Tensor:
+        found = features(backbone, self.layers, x, t, cond, y)
+        return self.match(found, self.adversary.numbers(cond, found[0]))
+
+
+def joined(feature: Tensor, e: Tensor) -> Tensor:
+    """(B, C + E, ...): the condition at every position, beside the channels."""
+    e = e.reshape(*e.shape, *[1] * (feature.ndim - 2)).expand(*e.shape, *feature.shape[2:])
+    return torch.cat([feature, e.to(feature)], 1)

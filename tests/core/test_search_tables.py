@@ -18,7 +18,7 @@ from fewstep.prediction import U
 from fewstep.sampling import sample
 from fewstep.search import boss_steps, fit_olss, fit_table, reference, search_boss
 from fewstep.search.evolve import Evolution
-from fewstep.search.fit import Effort, Fit, grown, nearest, regressed_tables, usual_grids
+from fewstep.search.fit import Effort, Fit, grown, nearest, refined, regressed_tables, usual_grids
 from fewstep.search.row_numbers import LARGEST, NOISE, OUTLIER, EndPoints, RowNumbers
 from fewstep.search.starts import error, fine_grid, hardest, joined, taken
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
@@ -110,6 +110,16 @@ def test_a_fitted_table_beats_the_solvers_it_began_from_on_starts_it_never_saw()
     ours = error(table, VP(), table.grid, [unseen])
     known = [error(s, VP(), fine_grid(VP(), 6), [unseen]) for s in (DDIM(), DPMpp2M(), UniPC(2))]
     assert ours < 0.5 * min(known)
+
+
+def test_a_table_refined_on_more_starts_is_better_on_others():
+    world = ring(VP(), std=0.15)
+    fit, more, select, unseen = (starts(world, n, seed) for n, seed in ((32, 1), (512, 4), (256, 2), (512, 3)))
+    table = fit_table(VP(), [fit], [select], 5, torch.Generator().manual_seed(0), effort=QUICK)
+    better = refined(table, [fit, more], [select], 12)
+    assert error(better, VP(), better.grid, [select]) < error(table, VP(), table.grid, [select])
+    assert error(better, VP(), better.grid, [unseen]) < 0.95 * error(table, VP(), table.grid, [unseen])
+    assert refined(better, [fit], [select], 0) == better
 
 
 def test_a_table_of_cancelling_weights_is_no_result():

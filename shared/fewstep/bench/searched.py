@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from fewstep.bench.worlds import World, mixture_worlds
 from fewstep.metrics import sliced_wasserstein
 from fewstep.paths import DDPM
 from fewstep.sampling import sample
-from fewstep.search.fit import Effort, fit_table, fixed_tables, grown
+from fewstep.search.fit import Effort, fit_table, fixed_tables, grown, refined
 from fewstep.search.problem import Problem, items_of, problem
 from fewstep.search.run import QUICK
 from fewstep.search.starts import Starts, error, hardest, joined, reference, taken
@@ -40,12 +40,23 @@ EFFORT = {
     64: Effort(rounds=((4, 3), (4, 24))),
     3072: Effort(rounds=((3, 3), (1, 16))),
 }
+# What is found is refined on as many more starts, by so many iterations.
+REFINED, ITERATIONS = {64: 14336}, 24
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
 
 
-def mixture_problem(name: str, world: World, seed: int, report: int | None) -> tuple[str, Problem, float]:
-    """(name, starts, error of the reference) of a mixture world; drawn by the seed."""
+class Task(NamedTuple):
+    """What is compared: its name, the problem, further starts to refine on, and the error of the reference."""
+
+    name: str
+    problem: Problem
+    more: list[Starts]
+    doubt: float
+
+
+def mixture_task(name: str, world: World, seed: int, report: int | None) -> Task:
+    """A mixture world; drawn by the seed."""
     dim = int(name.split("-")[0])
     count, generator = FITTED[dim], torch.Generator().manual_seed(1000 + seed)
 
@@ -53,17 +64,20 @@ def mixture_problem(name: str, world: World, seed: int, report: int | None) -> t
         x = world.start(x, generator) if isinstance(x, int) else x
         return reference(world.denoise, x, PATH, steps=steps, clean=PATH.t_min)
 
-    plain, pool = solved(count // 2), solved(HARDEST * count // 2, steps=100)
-    probes = [(t, t.grid) for t in fixed_tables(PATH, [plain], 8, PATH.t_min)[:2]]
-    hard = solved(pool.x[hardest(pool, PATH, probes, count // 2)])
-    mixed = taken(joined(plain, hard), torch.randperm(count, generator=generator))
+    def mixed(count: int) -> Starts:
+        plain, pool = solved(count // 2), solved(HARDEST * count // 2, steps=100)
+        probes = [(t, t.grid) for t in fixed_tables(PATH, [plain], 8, PATH.t_min)[:2]]
+        hard = solved(pool.x[hardest(pool, PATH, probes, count // 2)])
+        return taken(joined(plain, hard), torch.randperm(count, generator=generator))
+
     # The evolution and the trials of fixed tables see the first batch alone.
-    fit, select = _quartered(mixed), _quartered(solved(SELECTED[dim], steps=100))
+    fit, select = _quartered(mixed(count)), _quartered(solved(SELECTED[dim], steps=100))
     reported = report or REPORTED[dim]
     unseen = [solved(min(PART, reported - done)) for done in range(0, reported, PART)]
     few, first = slice(2048), unseen[0]
     doubt = (solved(first.x[few], steps=150).target - first.target[few]).square().mean().sqrt().item()
-    return name, Problem(PATH, fit, select, unseen), doubt
+    more = [mixed(REFINED[dim])] if dim in REFINED else []
+    return Task(name, Problem(PATH, fit, select, unseen), more, doubt)
 
 
 def _quartered(starts: Starts) -> list[Starts]:
@@ -73,10 +87,10 @@ def _quartered(starts: Starts) -> list[Starts]:
 
 
 def compare(
-    task: Problem, nfe: int, seed: int, effort: Effort, clean: float | None, smaller: Table | None
+    whole: Task, nfe: int, seed: int, effort: Effort, clean: float | None, smaller: Table | None
 ) -> tuple[Table, dict[str, Any]]:
     """The fitted table, which also begins from a smaller one; and its row beside the fixed solvers."""
-    start = time.process_time()
+    task, start = whole.problem, time.process_time()
     table = fit_table(
         task.path,
         task.fit,
@@ -87,6 +101,8 @@ def compare(
         effort=effort,
         clean=clean,
     )
+    if whole.more:
+        table = refined(table, [*task.fit, *whole.more], task.select, ITERATIONS, clean)
     seconds = time.process_time() - start
     ours = error(table, task.path, table.grid, task.report)
     few = task.report[0]
@@ -139,7 +155,7 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def network_problem(args: argparse.Namespace, seed: int) -> tuple[str, Problem, float]:
+def network_task(args: argparse.Namespace, seed: int) -> Task:
     """The same of a saved generator and a batch of its data."""
     from safetensors.torch import load_file
 
@@ -150,7 +166,7 @@ def network_problem(args: argparse.Namespace, seed: int) -> tuple[str, Problem, 
     task = problem(model, items, args.starts, args.batch_size, seed, args.reference_steps, args.report or 256)
     part = task.report[0]
     coarse = reference(part.denoise, part.x, task.path, part.y, args.reference_steps // 2)
-    return "network", task, (coarse.target - part.target).square().mean().sqrt().item()
+    return Task("network", task, [], (coarse.target - part.target).square().mean().sqrt().item())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,15 +191,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         worlds = {n: w for n, w in mixture_worlds(PATH).items() if args.world is None or n.startswith(args.world)}
-        found = (mixture_problem(n, w, seed, args.report) for n, w in worlds.items())
-        for name, task, doubt in [network_problem(args, seed)] if args.model else found:
+        found = (mixture_task(n, w, seed, args.report) for n, w in worlds.items())
+        for task in [network_task(args, seed)] if args.model else found:
             table = None
             for nfe in sorted(args.nfe):
-                effort, clean = (QUICK, None) if args.model else (EFFORT[int(name.split("-")[0])], PATH.t_min)
+                dim = 0 if args.model else int(task.name.split("-")[0])
+                effort, clean = (EFFORT[dim], PATH.t_min) if dim else (QUICK, None)
                 table, figures = compare(task, nfe, seed, effort, clean, table)
-                row = {"world": name, **figures, "reference_error": doubt}
+                row = {"world": task.name, **figures, "reference_error": task.doubt}
                 rows.append(row)
-                sys.stderr.write(f"{name} nfe {nfe} seed {seed}: {row['ours']:.5f} against {row['diffusers']:.5f}\n")
+                sys.stderr.write(
+                    f"{task.name} nfe {nfe} seed {seed}: {row['ours']:.5f} against {row['diffusers']:.5f}\n"
+                )
                 write({"bench": "searched", **machine(), "model": args.model, "rows": rows}, args.out)
     return 0
 

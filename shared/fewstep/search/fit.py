@@ -142,6 +142,19 @@ def fit_table(
     return min(pool, key=lambda fit: fit.error).table
 
 
+def refined(
+    table: Table, starts: Sequence[Starts], select: Sequence[Starts], iterations: int, clean: float | None = None
+) -> Table:
+    """The table fitted further, to more starts than it was found with; the best iterate on `select`, or itself.
+
+    Where few starts decide about the mean (those near a border between modes), only many of them tell which weights serve them all, and a
+    search that goes through many tables cannot afford so many. Arguments as those of `fit_table`.
+    """
+    fit = Fit(table, span(table.path, clean)[1], select)
+    fit.run(starts, iterations, select)
+    return fit.table
+
+
 def grown(table: Table, nfe: int, clean: float | None = None) -> Table:
     """The same samples with `nfe` evaluations: the longest steps are cut, and what is evaluated there weighs 0.
 

@@ -42,7 +42,8 @@ def plan(world: World) -> dict[str, list[str]]:
     needed = {n: re.findall(r"runs/(\w+)/last", text) for n, text in texts.items()}
     # Alignment aims at another law than the data's (bench/preference.py), unless it is a stage of a distillation.
     stages = {n for names in needed.values() for n in names}
-    return {n: v for n, v in needed.items() if n in stages or "fewstep.preference." not in texts[n]}
+    kept = {n: v for n, v in needed.items() if n in stages or "fewstep.preference." not in texts[n]}
+    return {n: v for n, v in kept.items() if not world.foreign & set(v)}
 
 
 def entries(needed: Mapping[str, list[str]]) -> list[str]:

@@ -48,6 +48,8 @@ class World(ABC):
     teacher_steps: int | None = None
     # Whether guidance makes better data, or another distribution.
     guidance_aims_at_data: bool = False
+    # Recipes that need one of these are left out: their parts are made for another world's data.
+    foreign: frozenset[str] = frozenset()
     # Of recipes that read stored pairs.
     pairs: Job | None = None
 
@@ -177,7 +179,7 @@ class PatchesWorld(World):
 
     name, folder, prefix, samples, distance = "patches", "digits", "digits_", 1500, "frechet"
     guidance_aims_at_data = True
-    pairs = DigitsWorld.pairs
+    pairs, foreign = DigitsWorld.pairs, frozenset({"digits_classifier"})
 
     def moved(self, recipe: Any) -> Any:
         def data(args: dict[str, Any]) -> dict[str, Any]:

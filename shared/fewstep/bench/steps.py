@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from fewstep import recipes
 from fewstep.artifacts import save
 from fewstep.bench.distill import entries, plan, stored_pairs
-from fewstep.bench.distill_worlds import DigitsWorld, made, replaced
+from fewstep.bench.distill_worlds import PatchesWorld, made, replaced
 from fewstep.bench.timing import machine, write
 from fewstep.train.loader import StatefulLoader
 
@@ -99,7 +99,7 @@ def built(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The training of a recipe, in the current folder; untrained models stand for the artifacts it reads."""
     from fewstep.train.fit import instantiate
 
-    for teacher in plan(DigitsWorld())[name]:
+    for teacher in plan(PatchesWorld())[name]:
         if not Path(f"runs/{teacher}/last").is_dir():
             save(built(teacher).model.student, f"runs/{teacher}/last")
     own = yaml.safe_load((recipes.folder() / f"digits/{name}.yaml").read_text())
@@ -135,7 +135,8 @@ def milliseconds(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -
 def main(threads: int = 1, out: str | None = None) -> int:
     """Every digits recipe that trains a generator."""
     torch.set_num_threads(threads)
-    jobs = {n: (n, {}) for n in entries(plan(DigitsWorld()))} | VARIANTS
+    # Of the patches, whose images have this size: the classifier of the digits has another.
+    jobs = {n: (n, {}) for n in entries(plan(PatchesWorld()))} | VARIANTS
     least: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         milliseconds("digits_teacher")  # the process warms up

@@ -8,6 +8,7 @@ from worlds import normal
 from fewstep.class_generator import ClassGenerator
 from fewstep.denoiser import Denoiser
 from fewstep.discriminators import R1, CleanBackbone, GlobalHead, MatchingAdversary, PatchHead, Relativistic
+from fewstep.discriminators.adversary import Judge
 from fewstep.discriminators.discriminator import features
 from fewstep.discriminators.losses import per_sample
 from fewstep.discriminators.matching import joined
@@ -54,7 +55,7 @@ def test_the_terms_are_those_of_the_paper():
     def logit(x, e):
         return critic.heads[0](torch.cat([backbone.net.inner(x), e], 1))[:, 0]
 
-    terms = adversary.critic_at(critic, backbone, fake, real, t, cond, None)
+    terms = adversary.critic_at(Judge(critic, backbone, t, cond), fake, real)
     wanted = torch.relu(1 - logit(real, e))
     wanted = wanted + (torch.relu(1 + logit(fake, e)) + torch.relu(1 + logit(real, e.roll(1, 0)))) / 2
     torch.testing.assert_close(terms["critic"], torch.where((e == e.roll(1, 0)).all(1), terms["critic"], wanted))
@@ -64,14 +65,14 @@ def test_the_terms_are_those_of_the_paper():
     both = torch.relu(1 - logit(real, e)) + torch.relu(1 + logit(fake, e))
     assert first == 1
     torch.testing.assert_close(terms["critic"][0], both[0])
-    own = adversary.student_at(critic, backbone, fake, real, t, cond, None)
+    own = adversary.student_at(Judge(critic, backbone, t, cond), fake, real)
     torch.testing.assert_close(own, -logit(fake, e))
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 def test_the_penalty_is_the_sixth_power_of_the_gradient_in_features_and_condition(factor):
     adversary, critic, backbone, fake, real, t, cond = parts(gradient=factor)
-    found = adversary.critic_at(critic, backbone, fake, real, t, cond, None)["penalty"]
+    found = adversary.critic_at(Judge(critic, backbone, t, cond), fake, real)["penalty"]
     with torch.no_grad():
         inputs = torch.cat([backbone.net.inner(real), adversary.numbers(cond, real)], 1)
         h = 1e-6
@@ -81,15 +82,15 @@ def test_the_penalty_is_the_sixth_power_of_the_gradient_in_features_and_conditio
         )
     torch.testing.assert_close(found.detach(), factor * slope.norm(dim=1) ** 6, rtol=1e-6, atol=1e-12)
     assert (found > 0).all()
-    assert "penalty" not in parts(gradient=0.0)[0].critic_at(critic, backbone, fake, real, t, cond, None)
+    assert "penalty" not in parts(gradient=0.0)[0].critic_at(Judge(critic, backbone, t, cond), fake, real)
 
 
 def test_the_similarity_draws_the_embedding_to_the_condition():
     plain, critic, backbone, fake, real, t, cond = parts()
     asked = parts(similarity=4.0, embedding="last")[0]
     fake.requires_grad_()
-    gap = asked.student_at(critic, backbone, fake, real, t, cond, None)
-    gap = gap - plain.student_at(critic, backbone, fake, real, t, cond, None)
+    gap = asked.student_at(Judge(critic, backbone, t, cond), fake, real)
+    gap = gap - plain.student_at(Judge(critic, backbone, t, cond), fake, real)
     e = nn.functional.one_hot(cond["label"], CLASSES).double()
     cosine = nn.functional.cosine_similarity(backbone.net(fake), e)
     torch.testing.assert_close(gap, -4 * cosine)
@@ -120,7 +121,7 @@ def test_a_trained_critic_tells_samples_that_match_from_those_that_do_not():
         label = torch.randint(CLASSES, (64,), generator=g)
         real = modes[label] + 0.1 * torch.randn(64, 2, dtype=torch.float64, generator=g)
         fake = 3 * torch.randn(64, 2, dtype=torch.float64, generator=g)
-        terms = adversary.critic_at(critic, backbone, fake, real, torch.zeros(64), {"label": label}, None)
+        terms = adversary.critic_at(Judge(critic, backbone, torch.zeros(64), {"label": label}), fake, real)
         optimizer.zero_grad()
         sum(v.mean() for v in terms.values()).backward()
         optimizer.step()
@@ -147,7 +148,7 @@ def test_conditions_join_features_at_every_position():
 def test_what_cannot_be_matched_is_named():
     adversary, critic, backbone, fake, real, t, _ = parts()
     with pytest.raises(ValueError, match="no condition 'label'"):
-        adversary.student_at(critic, backbone, fake, real, t, {}, None)
+        adversary.student_at(Judge(critic, backbone, t, {}), fake, real)
     with pytest.raises(ValueError, match=r"must be \(B, E\)"):
         MatchingAdversary(["inner"]).numbers({"label": torch.arange(3)}, real)
     with pytest.raises(ValueError, match="needs embedding"):

@@ -91,7 +91,8 @@ def test_the_adversary_looks_within_the_segment_at_ends_noised_from_there(segmen
         model.done = done
         now = segments.at(model.progress)
         reached = model.reach(batch, batch.cond)
-        fake, real, t = model.judged(reached, None)
+        judge, fake, real = model.judged(reached, batch)
+        t = judge.t
         e, path = model.end(reached.t), model.student.denoiser.path
         begin = now.begin(reached.t, path)
         assert ((e <= t) & (t <= begin) & (reached.t <= begin + 1e-9)).all()
@@ -126,7 +127,8 @@ def test_both_sides_have_one_law_where_the_student_is_consistent(k):
     batch = model.drawn({"x0": world.draw(4000, torch.Generator().manual_seed(0))})
     reached = model.reach(batch, {})
     torch.testing.assert_close(model.own(reached, None), reached.target)
-    fake, real, t = model.judged(reached, None)
+    judge, fake, real = model.judged(reached, batch)
+    t = judge.t
     # And that law is the path's at t'.
     for x in (fake, real):
         a, _, s = (expand(v, x) for v in world.path.schedule(t))

@@ -7,6 +7,7 @@ student   weight loss.student(C(fake_t))
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ from fewstep.discriminators.penalties import Penalty
 from fewstep.generator import Generator
 from fewstep.paths import Path
 from fewstep.times import LogitNormalTimes, TimeSampler
+
+
+class Judge(NamedTuple):
+    """A critic on the layers of a backbone, at times t: (B,) of its path and with conditions and anchor: states (B, ...) -> logits (B, n)."""
+
+    critic: Discriminator
+    backbone: Denoiser
+    t: Tensor
+    cond: Cond
+    y: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.critic(self.backbone, x, self.t, self.cond, self.y)
 
 
 @dataclass(frozen=True)
@@ -55,25 +69,15 @@ class Adversary:
         self, critic: Discriminator, backbone: Denoiser, fake: Tensor, real: Tensor, cond: Cond, y: Tensor | None
     ) -> Tensor:
         """weight loss.student, (B,); fake: (B, ...) with the student's graph."""
-        t = self.draw(fake, backbone.path)
-        x, x_real = (self.noised(x0, t, backbone.path, y) for x0 in (fake, real))
-        return self.student_at(critic, backbone, x, x_real, t, cond, y)
+        judge = Judge(critic, backbone, self.draw(fake, backbone.path), cond, y)
+        return self.student_at(judge, *(self.noised(x0, judge.t, backbone.path, y) for x0 in (fake, real)))
 
-    def student_at(
-        self,
-        critic: Discriminator,
-        backbone: Denoiser,
-        fake: Tensor,
-        real: Tensor,
-        t: Tensor,
-        cond: Cond,
-        y: Tensor | None,
-    ) -> Tensor:
-        """The same of states at t: (B,)."""
-        own = theirs = critic(backbone, fake, t, cond, y)
+    def student_at(self, judge: Judge, fake: Tensor, real: Tensor) -> Tensor:
+        """The same of states at the judge's times."""
+        own = theirs = judge(fake)
         if self.loss.pairs:
             with torch.no_grad():
-                theirs = critic(backbone, real, t, cond, y)
+                theirs = judge(real)
         return self.weight * self.loss.student(own, theirs)
 
     def critic_terms(
@@ -87,25 +91,14 @@ class Adversary:
         iteration: int = 0,
     ) -> dict[str, Tensor]:
         """{"critic": (B,), "penalty": (B,)}, the latter where there is one in this iteration."""
-        t = self.draw(fake, backbone.path)
-        x_real, x = (self.noised(x0, t, backbone.path, y) for x0 in (real, fake))
-        return self.critic_at(critic, backbone, x, x_real, t, cond, y, iteration)
+        judge = Judge(critic, backbone, self.draw(fake, backbone.path), cond, y)
+        x_real, x = (self.noised(x0, judge.t, backbone.path, y) for x0 in (real, fake))
+        return self.critic_at(judge, x, x_real, iteration)
 
-    def critic_at(
-        self,
-        critic: Discriminator,
-        backbone: Denoiser,
-        fake: Tensor,
-        real: Tensor,
-        t: Tensor,
-        cond: Cond,
-        y: Tensor | None,
-        iteration: int = 0,
-    ) -> dict[str, Tensor]:
-        """The same of states at t: (B,)."""
-        theirs, own = (critic(backbone, x, t, cond, y) for x in (real, fake))
+    def critic_at(self, judge: Judge, fake: Tensor, real: Tensor, iteration: int = 0) -> dict[str, Tensor]:
+        """The same of states at the judge's times."""
+        theirs, own = judge(real), judge(fake)
         terms = {"critic": self.critic_weight * self.loss.critic(theirs, own)}
         if self.penalty is not None and iteration % self.penalty.every == 0:
-            each = self.penalty(lambda v: critic(backbone, v, t, cond, y), real)
-            terms["penalty"] = self.critic_weight * self.penalty.every * each
+            terms["penalty"] = self.critic_weight * self.penalty.every * self.penalty(judge, real)
         return terms

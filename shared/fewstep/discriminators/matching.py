@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, one_hot
 
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.discriminators.adversary import Adversary
+from fewstep.discriminators.adversary import Adversary, Judge
 from fewstep.discriminators.discriminator import Discriminator, features
 from fewstep.discriminators.losses import AdversarialLoss, Hinge, per_sample
 from fewstep.generator import Generator
@@ -55,7 +55,7 @@ class MatchingAdversary(Adversary):
         with torch.no_grad():
             found = features(backbone, self.layers, x0, t, cond, y)
         e = self.numbers(cond, found[0])
-        return MatchingDiscriminator(self.layers, [self.head.build(joined(f, e)) for f in found], self)
+        return MatchingDiscriminator(self.layers, [self.head.build(f) for f in pairs(found, e)], self)
 
     def numbers(self, cond: Cond, like: Tensor) -> Tensor:
         """e: (B, E).
@@ -73,49 +73,31 @@ class MatchingAdversary(Adversary):
             )
         return e.to(like)
 
-    def student_at(
-        self,
-        critic: Discriminator,
-        backbone: Denoiser,
-        fake: Tensor,
-        real: Tensor,
-        t: Tensor,
-        cond: Cond,
-        y: Tensor | None,
-    ) -> Tensor:
-        assert isinstance(critic, MatchingDiscriminator)
+    def student_at(self, judge: Judge, fake: Tensor, real: Tensor) -> Tensor:
         layers = [*self.layers, *([self.embedding] if self.similarity and self.embedding else [])]
-        found = features(backbone, layers, fake, t, cond, y)
-        e = self.numbers(cond, found[0])
-        own = critic.match(found[: len(self.layers)], e)
+        found = self.seen(judge, fake, layers)
+        e = self.numbers(judge.cond, found[0])
+        own = match(judge, found[: len(self.layers)], e)
         term = self.weight * self.loss.student(own, own)
         return term - self.similarity * cosine_similarity(found[-1], e, dim=1) if self.similarity else term
 
-    def critic_at(
-        self,
-        critic: Discriminator,
-        backbone: Denoiser,
-        fake: Tensor,
-        real: Tensor,
-        t: Tensor,
-        cond: Cond,
-        y: Tensor | None,
-        iteration: int = 0,
-    ) -> dict[str, Tensor]:
-        assert isinstance(critic, MatchingDiscriminator)
+    def critic_at(self, judge: Judge, fake: Tensor, real: Tensor, iteration: int = 0) -> dict[str, Tensor]:
         with torch.no_grad():
-            given, made = (features(backbone, self.layers, x, t, cond, y) for x in (real, fake))
-            e = self.numbers(cond, given[0])
+            given, made = (self.seen(judge, x, self.layers) for x in (real, fake))
+            e = self.numbers(judge.cond, given[0])
         inputs = [v.detach().requires_grad_() for v in (*given, e)]
-        theirs, own = critic.match(inputs[:-1], inputs[-1]), critic.match(made, e)
-        others = critic.match(given, e.roll(1, 0))
-        fakes, wrong = self.loss.critic(theirs, own), self.loss.critic(theirs, others)
+        theirs, own = match(judge, inputs[:-1], inputs[-1]), match(judge, made, e)
+        fakes, wrong = self.loss.critic(theirs, own), self.loss.critic(theirs, match(judge, given, e.roll(1, 0)))
         terms = {"critic": torch.where((e == e.roll(1, 0)).all(1), fakes, (fakes + wrong) / 2)}
         if self.gradient:
             slopes = torch.autograd.grad(per_sample(theirs).sum(), inputs, create_graph=True)
             square = torch.stack([v.square().flatten(1).sum(1) for v in slopes]).sum(0)
             terms["penalty"] = self.gradient * square**3
         return {name: self.critic_weight * v for name, v in terms.items()}
+
+    def seen(self, judge: Judge, x: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """The features of states."""
+        return features(judge.backbone, layers, x, judge.t, judge.cond, judge.y)
 
 
 class MatchingDiscriminator(Discriminator):
@@ -125,13 +107,19 @@ class MatchingDiscriminator(Discriminator):
         super().__init__(layers, heads)
         self.adversary = adversary
 
-    def match(self, found: Sequence[Tensor], e: Tensor) -> Tensor:
-        """(B, n): the logits of the layers' features with e."""
-        return self.judge([joined(f, e) for f in found])
-
     def forward(self, backbone: Denoiser, x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None) -> Tensor:
         found = features(backbone, self.layers, x, t, cond, y)
-        return self.match(found, self.adversary.numbers(cond, found[0]))
+        return self.judge(pairs(found, self.adversary.numbers(cond, found[0])))
+
+
+def match(judge: Judge, found: Sequence[Tensor], e: Tensor) -> Tensor:
+    """(B, n): the logits of the layers' features with e."""
+    return judge.critic.judge(pairs(found, e))
+
+
+def pairs(found: Sequence[Tensor], e: Tensor) -> list[Tensor]:
+    """Every feature with the condition."""
+    return [joined(f, e) for f in found]
 
 
 def joined(feature: Tensor, e: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Cond
 from fewstep.discriminators import Adversary
+from fewstep.discriminators.adversary import Judge
 from fewstep.distill.alternating import Drawn
 from fewstep.distill.consistency import aim
 from fewstep.distill.judged import Judged
@@ -62,26 +63,24 @@ class SegmentedGAN(Judged, SegmentedConsistency):
         t = reached.t
         return step(self.student.denoiser.path, reached.x, reached.estimate.x0, t, self.end(t), y)
 
-    def judged(self, reached: Reached, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(fake, real, t')."""
-        path, e, wanted = self.student.denoiser.path, self.end(reached.t), _target(reached)
+    def judged(self, reached: Reached, drawn: Drawn) -> tuple[Judge, Tensor, Tensor]:
+        """(the heads at t', fake, real)."""
+        path, y, e = self.student.denoiser.path, drawn.y, self.end(reached.t)
         begin = self.segments.at(self.progress).begin(reached.t, path)
-        t = e + (begin - e) * torch.rand_like(e)
-        fake, real = (diffused_state(path, x, e, t, torch.randn_like(x), y) for x in (self.own(reached, y), wanted))
-        return fake, real, t
+        t, ends = e + (begin - e) * torch.rand_like(e), (self.own(reached, y), _target(reached))
+        fake, real = (diffused_state(path, x, e, t, torch.randn_like(x), y) for x in ends)
+        return Judge(self.heads, self.backbone, t, drawn.cond, y), fake, real
 
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """The distance of both ends, and the adversary's term."""
-        cond, y = drawn.cond, drawn.y
-        found = self.adversary.student_at(self.heads, self.backbone, *self.judged(reached, y), cond, y)
-        loss = self.distance(self.own(reached, y), _target(reached))
+        found = self.adversary.student_at(*self.judged(reached, drawn))
+        loss = self.distance(self.own(reached, drawn.y), _target(reached))
         consistency = self.weighted(loss, reached.t, reached.s)
         return {"consistency": consistency.mean(), "adversarial": found.mean()}
 
     def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """What the adversary asks of its heads."""
-        states, cond, y = self.judged(reached, drawn.y), drawn.cond, drawn.y
-        found = self.adversary.critic_at(self.heads, self.backbone, *states, cond, y, self.done)
+        found = self.adversary.critic_at(*self.judged(reached, drawn), self.done)
         return {name: v.mean() for name, v in found.items()}
 
 

@@ -31,27 +31,30 @@ PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
 # many. In 64 dimensions a start in two thousand that ends in another mode decides about the mean: of 16384 eight did by a fitted table and thirty
 # by the best of diffusers, so that it takes tens of thousands to tell two tables apart.
 FITTED = {2: 1024, 64: 2048, 3072: 512}
-SELECTED = {2: 16384, 64: 32768, 3072: 4096}
+SELECTED = {2: 16384, 64: 32768, 3072: 16384}
 REPORTED = {2: 16384, 64: 65536, 3072: 8192}
 PART = 16384
+# Of the batches to select by, where more would not fit into memory with all their estimates.
+LARGEST = {3072: 4096}
 HARDEST = 8
 EFFORT = {
     2: Effort(rounds=((4, 3), (2, 24))),
     64: Effort(rounds=((4, 3), (4, 24))),
     3072: Effort(rounds=((3, 3), (1, 16))),
 }
-# What is found is refined on as many more starts, by so many iterations.
-REFINED, ITERATIONS = {64: 14336}, 24
+# What is found is refined on so many more starts, by so many iterations.
+REFINED = {64: (14336, 24), 3072: (3584, 12)}
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
 
 
 class Task(NamedTuple):
-    """What is compared: its name, the problem, further starts to refine on, and the error of the reference."""
+    """What is compared: its name, the problem, further starts to refine on and by how many iterations, and the error of the reference."""
 
     name: str
     problem: Problem
     more: list[Starts]
+    iterations: int
     doubt: float
 
 
@@ -72,12 +75,13 @@ def mixture_task(name: str, world: World, seed: int, report: int | None) -> Task
 
     # The evolution and the trials of fixed tables see the first batch alone.
     fit, select = _quartered(mixed(count)), _quartered(solved(SELECTED[dim], steps=100))
+    select = [taken(p, part) for p in select for part in torch.arange(len(p.x)).split(LARGEST.get(dim, len(p.x)))]
     reported = report or REPORTED[dim]
     unseen = [solved(min(PART, reported - done)) for done in range(0, reported, PART)]
     few, first = slice(2048), unseen[0]
     doubt = (solved(first.x[few], steps=150).target - first.target[few]).square().mean().sqrt().item()
-    more = [mixed(REFINED[dim])] if dim in REFINED else []
-    return Task(name, Problem(PATH, fit, select, unseen), more, doubt)
+    more, iterations = REFINED.get(dim, (0, 0))
+    return Task(name, Problem(PATH, fit, select, unseen), [mixed(more)] if more else [], iterations, doubt)
 
 
 def _quartered(starts: Starts) -> list[Starts]:
@@ -102,7 +106,7 @@ def compare(
         clean=clean,
     )
     if whole.more:
-        table = refined(table, [*task.fit, *whole.more], task.select, ITERATIONS, clean)
+        table = refined(table, [*task.fit, *whole.more], task.select, whole.iterations, clean)
     seconds = time.process_time() - start
     ours = error(table, task.path, table.grid, task.report)
     few = task.report[0]
@@ -166,7 +170,7 @@ def network_task(args: argparse.Namespace, seed: int) -> Task:
     task = problem(model, items, args.starts, args.batch_size, seed, args.reference_steps, args.report or 256)
     part = task.report[0]
     coarse = reference(part.denoise, part.x, task.path, part.y, args.reference_steps // 2)
-    return Task("network", task, [], (coarse.target - part.target).square().mean().sqrt().item())
+    return Task("network", task, [], 0, (coarse.target - part.target).square().mean().sqrt().item())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,10 +53,21 @@ def _demo(args: argparse.Namespace) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table",
-        choices=["overhead", "shell", "orders", "solvers", "distill", "steps", "preference", "forgetting", "pictures"],
+        choices=[
+            "overhead",
+            "shell",
+            "orders",
+            "solvers",
+            "distill",
+            "steps",
+            "preference",
+            "forgetting",
+            "convergence",
+            "pictures",
+        ],
         help="overhead: sampling per step; shell: training per iteration; orders: measured order of every solver; "
         "solvers: error against the exact flow at 1 to 50 evaluations; distill: every method on four worlds, many hours; "
-        "steps: milliseconds per training step of every method; preference: alignment against the exact optimum; forgetting: what is left of an unlearnt class; "
+        "steps: milliseconds per training step of every method; preference: alignment against the exact optimum; forgetting: what is left of an unlearnt class; convergence: iterations to reach a distance; "
         "pictures: those of the documentation",
     )
     parser.add_argument("--threads", type=int, default=1)

@@ -106,7 +106,7 @@ class Small(Ring):
 
     def moved(self, recipe):
         recipe["model"]["init_args"]["iterations"] = 2
-        recipe["trainer"] |= {"val_check_interval": 2, "limit_val_batches": 0}
+        recipe["trainer"]["val_check_interval"] = 2
         if "pool" in recipe["model"]["init_args"]:
             recipe["model"]["init_args"]["pool"]["init_args"]["size"] = 512
         if "degradation" in recipe["model"]["init_args"]:

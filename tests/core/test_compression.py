@@ -31,33 +31,24 @@ def filled(net):
 
 
 def widened(small, wide, parts):
-    """`wide` with the weights of `small` and nothing going out of its further channels."""
-    kept = small.state_dict()
+    """`wide` with the weights of `small` where `cut` reads them: nothing reads its further channels, whatever goes into them."""
+    g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in wide.named_parameters():
-            p.normal_(generator=torch.Generator().manual_seed(1))
-            if p.ndim > 1:  # what reads further channels gets nothing from them
-                mask = torch.zeros_like(p)
-                view, n = mask, kept[name].shape
-                k = parts(name)
-                view = mask.unflatten(1, (k[1], -1)).unflatten(0, (k[0], -1))
-                view[:, : n[0] // k[0], :, : n[1] // k[1]] = 1
-                view[:, n[0] // k[0] :] = 1  # rows of dead outputs may be anything: nobody reads them
-                view[:, n[0] // k[0] :, :, n[1] // k[1] :] = 0
-                p.mul_(mask)
-            place(p, kept[name], parts(name))
+            p.normal_(generator=g)
+            value = small.get_parameter(name)
+            kept = [first(n, m, k) for n, m, k in zip(p.shape, value.shape, parts(name), strict=False)]
+            if p.ndim > 1:
+                rows = p[kept[0]]
+                rows[:, [i for i in range(p.shape[1]) if i not in set(kept[1].tolist())]] = 0
+                p[kept[0]] = rows
+            p[torch.meshgrid(*kept, indexing="ij")] = value
     return wide
 
 
-def place(p, value, k):
-    """Write `value` where `cut` reads it."""
-    found = p.data
-    index = [
-        torch.arange(s).unflatten(0, (part, -1))[:, : n // part].flatten()
-        for s, n, part in zip(p.shape, value.shape, k, strict=False)
-    ]
-    grid = torch.meshgrid(*index, indexing="ij")
-    found[grid] = value
+def first(n, m, k):
+    """Indices of the first of n entries in each of k equal parts, m in all."""
+    return torch.arange(n).unflatten(0, (k, -1))[:, : m // k].flatten()
 
 
 def unet(width, **kwargs):

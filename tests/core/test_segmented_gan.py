@@ -181,3 +181,8 @@ def test_the_student_waits_for_its_turn():
         model.done = done
         names.append(set(model.loss({"x0": normal(8, 2)})))
     assert names == [{"consistency", "adversarial", "critic"}, {"critic"}] * 2
+
+
+def test_networks_of_clean_samples_are_refused():
+    with pytest.raises(ValueError, match="not by a network of clean samples"):
+        gan(network=torch.nn.Linear(2, 2))

@@ -1,12 +1,13 @@
 """`fewstep bench convergence`: how many iterations methods need on the ring, such as DisBack beside the same method without it.
 
 Each recipe is trained with a validation every so many iterations; the curve is the energy distance of the averaged student to its teacher's
-samples (`val/energy`), and `reached` says, for each level, after how many iterations it has come below it to stay.
+samples (`val/energy`), and `reached` says, for each level, after how many iterations it has come below it to stay. All iterations count:
+DisBack's first stage, and with a `ratio` those in which the student waits. CPU seconds are with the validations.
 """
 
-import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from fewstep import recipes
-from fewstep.bench import distill
+from fewstep.bench import distill, trainings
 from fewstep.bench.distill_worlds import Ring
 from fewstep.bench.timing import machine, write
 
@@ -55,23 +56,20 @@ def measured(method: str, seed: int, folder: Path, every: int) -> dict[str, Any]
         text = yaml.safe_dump(recipe).replace("runs/", f"{folder / world.name / str(seed)}/")
         file = Path(own) / "recipe.yaml"
         file.write_text(text)
-        seeds = [f"--seed_everything={seed}", f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
-        run: Any = instantiate(file, [*seeds, f"--trainer.val_check_interval={every}", "--trainer.logger=false"])
-        curve = Curve()
+        run: Any = instantiate(file, [*trainings.seeded(seed), f"--trainer.val_check_interval={every}"])
+        curve, start = Curve(), time.process_time()
         run.trainer.callbacks.append(curve)
         run.trainer.fit(run.model, run.datamodule)
+        seconds = round(time.process_time() - start, 1)
     found = {str(level): reached(curve.points, level) for level in LEVELS}
-    return {"method": method, "seed": seed, "reached": found, "curve": curve.points}
+    return {"method": method, "seed": seed, "cpu_seconds": seconds, "reached": found, "curve": curve.points}
 
 
 def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
     """One row per method and seed."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep.bench.convergence", description=__doc__)
+    parser = trainings.parser("convergence", __doc__, out)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--every", type=int, default=250, help="iterations between two validations")
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_distill"), metavar="DIR")
-    parser.add_argument("--out", metavar="FILE", default=out)
     args = parser.parse_args(argv)
     torch.set_num_threads(threads)
     rows = []

@@ -9,7 +9,6 @@ to samples of the guided teacher from other noise), and to_teacher, the root mea
 noise; beside them the teacher's own figures at that guidance. Rows of the teachers themselves say what undistilled models do.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -24,6 +23,7 @@ import yaml
 from torch import Tensor
 
 from fewstep import recipes
+from fewstep.bench import trainings
 from fewstep.bench.distill_worlds import WORLDS, World
 from fewstep.bench.timing import machine, write
 from fewstep.generator import Generator, pretrained
@@ -73,8 +73,7 @@ def trained(name: str, world: World, seed: int, folder: Path) -> dict[str, Any]:
     pairs = stored_pairs(yaml.safe_load(text))
     if pairs is not None and world.pairs is not None:
         make_pairs(pretrained(str(place.parent / root(name, plan(world)) / "last")), pairs, world.pairs)
-    seeds = [f"--seed_everything={seed}", f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
-    run = instantiate(place / "recipe.yaml", [*seeds, "--trainer.logger=false"])
+    run = instantiate(place / "recipe.yaml", trainings.seeded(seed))
     start = time.process_time()
     run.trainer.fit(run.model, run.datamodule)
     spent = {"iterations": run.model.iterations, "cpu_seconds": round(time.process_time() - start, 1)}
@@ -249,16 +248,13 @@ def draw(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Mapping[str, flo
 
 def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
     """Make what is missing of the rows asked for, and write all of them; beside FILE.json tables FILE.md and a picture FILE.png."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep.bench.distill", description=__doc__)
+    parser = trainings.parser("distill", __doc__, out)
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="such as kd; all where not given")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_distill"), metavar="DIR")
     parser.add_argument(
         "--part", default="0/1", metavar="I/N", help="make only every N-th of the methods, from the I-th on"
     )
     parser.add_argument("--finished", action="store_true", help="write what is there, train nothing")
-    parser.add_argument("--out", metavar="FILE", default=out)
     args = parser.parse_args(argv)
     torch.set_num_threads(threads)
     part, parts = (int(v) for v in args.part.split("/"))

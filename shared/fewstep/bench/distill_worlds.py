@@ -179,7 +179,7 @@ class PatchesWorld(World):
 
     name, folder, prefix, samples, distance = "patches", "digits", "digits_", 1500, "frechet"
     guidance_aims_at_data = True
-    pairs, foreign = DigitsWorld.pairs, frozenset({"digits_classifier"})
+    pairs, foreign = DigitsWorld.pairs, frozenset({"digits_features"})
 
     def moved(self, recipe: Any) -> Any:
         def data(args: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ none beyond three deviations from it. One row per seed:
     worst_change      the largest |kept/kept_teacher - 1|
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fewstep.bench import distill
+from fewstep.bench import distill, trainings
 from fewstep.bench.distill_worlds import Ring
 from fewstep.bench.timing import machine, write
 from fewstep.generator import Generator, pretrained
@@ -67,10 +66,7 @@ def measured(seed: int, folder: Path) -> dict[str, Any]:
 
 def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
     """One row per seed."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep.bench.forgetting", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_distill"), metavar="DIR")
-    parser.add_argument("--out", metavar="FILE", default=out)
+    parser = trainings.parser("forgetting", __doc__, out)
     args = parser.parse_args(argv)
     torch.set_num_threads(threads)
     rows = []

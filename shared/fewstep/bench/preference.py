@@ -13,7 +13,6 @@ teacher's sampler, where the method is of flows). One row each:
 density of the ring, has its own reward in its row and no share. Recipes are trained in DIR/<seed>/<recipe>, and finished rows are kept.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fewstep import recipes
-from fewstep.bench import distill
+from fewstep.bench import distill, trainings
 from fewstep.bench.distill_worlds import Ring
 from fewstep.bench.timing import machine, write
 from fewstep.generator import Generator, pretrained
@@ -56,8 +55,7 @@ def trained(method: str, seed: int, folder: Path) -> tuple[Generator, Generator,
     done = place / "training.json"
     place.mkdir(parents=True, exist_ok=True)
     (place / "recipe.yaml").write_text(text)
-    seeds = [f"--seed_everything={seed}", f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
-    run = instantiate(place / "recipe.yaml", [*seeds, "--trainer.logger=false"])
+    run = instantiate(place / "recipe.yaml", trainings.seeded(seed))
     if not done.is_file():
         start = time.process_time()
         run.trainer.fit(run.model, run.datamodule)
@@ -110,12 +108,9 @@ def chosen(n: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> int:
     """Make what is missing of the rows asked for, and write all of them."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep.bench.preference", description=__doc__)
+    parser = trainings.parser("preference", __doc__, out)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--best-of", type=int, nargs="*", default=[2, 4])
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_distill"), metavar="DIR")
-    parser.add_argument("--out", metavar="FILE", default=out)
     args = parser.parse_args(argv)
     torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []

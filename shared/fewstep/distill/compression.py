@@ -4,7 +4,8 @@
     L = d(x, x^) + the adversary's term,    critic: real samples are data
 
 The teacher is a distilled generator, so that its samples are targets for a map, not only for a law; the student is given, such as
-`fewstep.prune.pruned`. AdcSR takes d in the features of a frozen decoder (L1, a network of `adversary` with its critic): here d is any distance.
+`fewstep.prune.pruned`. AdcSR itself compares and judges features of its frozen image decoder (L1, and an adapted U-Net as critic): where
+generator and data are such features this is its loss, elsewhere it is the same on samples.
 """
 
 from typing import Any

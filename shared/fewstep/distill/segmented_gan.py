@@ -1,4 +1,4 @@
-"""Segmented consistency with its adversary: it compares the ends of a segment, noised again within it (PCM, arXiv:2405.18407, eq. 12).
+"""Segmented consistency with its adversary: it compares the ends of a segment, noised again within it (PCM, arXiv:2405.18407).
 
     own = G(x_t, t -> e),   target = sg G^-(x_s, s -> e)    of segmented.py,    t' ~ U[e, where the segment begins]
     fake, real = (a_t'/a_e) x_e + sqrt(s_t'^2 - (a_t' s_e/a_e)^2) xi    of own and of target
@@ -45,10 +45,16 @@ class SegmentedGAN(Judged, SegmentedConsistency):
     """PCM and TSCD with their adversaries; the remaining arguments are those of `SegmentedConsistency` and of `Judged`, whose rollout is not used.
 
     Args:
-        adversary: its times are not used.
+        adversary: on the teacher's layers; its times are not used.
+    Raises:
+        ValueError: a `network` of clean samples, since noised states are judged.
     """
 
     def __init__(self, teacher: Generator, iterations: int, adversary: Adversary, **kwargs: Any) -> None:
+        if kwargs.get("network") is not None:
+            raise ValueError(
+                "states noised within a segment are judged by the teacher's layers, not by a network of clean samples"
+            )
         super().__init__(teacher, iterations, adversary, **kwargs)
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:

@@ -29,10 +29,10 @@ from fewstep.solvers.table import Table
 PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
 # Starts to fit, to select by and to report on, by dimension. Half of those to fit are random, the others the hardest of HARDEST times as
 # many. In 64 dimensions a start in two thousand that ends in another mode decides about the mean: of 16384 eight did by a fitted table and thirty
-# by the best of diffusers, so that it takes tens of thousands to tell two tables apart.
+# by the best of diffusers, so that it takes a hundred thousand to tell two tables apart.
 FITTED = {2: 1024, 64: 2048, 3072: 512}
-SELECTED = {2: 16384, 64: 32768, 3072: 16384}
-REPORTED = {2: 16384, 64: 65536, 3072: 8192}
+SELECTED = {2: 16384, 64: 65536, 3072: 16384}
+REPORTED = {2: 16384, 64: 131072, 3072: 8192}
 PART = 16384
 # Of the batches to select by, where more would not fit into memory with all their estimates.
 LARGEST = {3072: 4096}
@@ -43,7 +43,7 @@ EFFORT = {
     3072: Effort(rounds=((3, 3), (1, 16))),
 }
 # What is found is refined on so many more starts, by so many iterations.
-REFINED = {64: (14336, 24), 3072: (3584, 12)}
+REFINED = {64: (30720, 12), 3072: (3584, 12)}
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
 

@@ -34,8 +34,8 @@ FITTED = {2: 1024, 64: 2048, 3072: 512}
 SELECTED = {2: 16384, 64: 65536, 3072: 16384}
 REPORTED = {2: 16384, 64: 131072, 3072: 8192}
 PART = 16384
-# Of the batches to select by, where more would not fit into memory with all their estimates.
-LARGEST = {3072: 4096}
+# Of the batches to select by and of those to refine on: more would not fit into memory with all their estimates, or with all derivatives.
+LARGEST, DIFFERENTIATED = {3072: 4096}, {64: 16384, 3072: 1024}
 HARDEST = 8
 EFFORT = {
     2: Effort(rounds=((4, 3), (2, 24))),
@@ -75,13 +75,24 @@ def mixture_task(name: str, world: World, seed: int, report: int | None) -> Task
 
     # The evolution and the trials of fixed tables see the first batch alone.
     fit, select = _quartered(mixed(count)), _quartered(solved(SELECTED[dim], steps=100))
-    select = [taken(p, part) for p in select for part in torch.arange(len(p.x)).split(LARGEST.get(dim, len(p.x)))]
     reported = report or REPORTED[dim]
     unseen = [solved(min(PART, reported - done)) for done in range(0, reported, PART)]
     few, first = slice(2048), unseen[0]
     doubt = (solved(first.x[few], steps=150).target - first.target[few]).square().mean().sqrt().item()
     more, iterations = REFINED.get(dim, (0, 0))
-    return Task(name, Problem(PATH, fit, select, unseen), [mixed(more)] if more else [], iterations, doubt)
+    others = [mixed(more)] if more else []
+    return Task(
+        name,
+        Problem(PATH, fit, _parts(select, LARGEST.get(dim)), unseen),
+        _parts(others, DIFFERENTIATED.get(dim)),
+        iterations,
+        doubt,
+    )
+
+
+def _parts(batches: list[Starts], most: int | None) -> list[Starts]:
+    """The batches in parts of at most so many starts."""
+    return [taken(b, part) for b in batches for part in torch.arange(len(b.x)).split(most or len(b.x))]
 
 
 def _quartered(starts: Starts) -> list[Starts]:

@@ -1,6 +1,6 @@
 """Heads on layers of a denoiser: how real a noised sample is, (x_t, t) -> logits (LADD, arXiv:2403.12015; DMD2, arXiv:2405.14867)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +49,10 @@ def features(
 ) -> list[Tensor]:
     """The outputs of the layers of its network at (x, t)."""
     return layer_outputs(backbone.net, layers, lambda: backbone.raw(x, t, cond, y))
+
+
+def by_group(group: Tensor, judge: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """(B, n): judge(g, rows) -> (rows, n) for the rows of every group g of (B,), put back in order."""
+    rows = {g: (group == g).nonzero()[:, 0] for g in group.unique().tolist()}
+    parts = [judge(g, at) for g, at in rows.items()]
+    return torch.cat(parts)[torch.cat(list(rows.values())).argsort()]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.discriminators.adversary import Adversary
-from fewstep.discriminators.discriminator import Discriminator, features
+from fewstep.discriminators.discriminator import Discriminator, by_group, features
 from fewstep.discriminators.heads import GlobalHead, Head
 from fewstep.generator import Generator
 from fewstep.paths import Path
@@ -131,7 +131,5 @@ class HeadPool(Discriminator):
 
     def _by_group(self, slot: int, layer: int, feature: Tensor, group: Tensor) -> Tensor:
         """(B, n) the logits of this slot's heads on this layer, each sample by its group's."""
-        rows = {g: (group == g).nonzero()[:, 0] for g in group.unique().tolist()}
-        first = (slot * self.groups) * len(self.layers) + layer
-        parts = [self.heads[first + g * len(self.layers)](feature[at]) for g, at in rows.items()]
-        return torch.cat(parts)[torch.cat(list(rows.values())).argsort()]
+        first, layers = slot * self.groups * len(self.layers) + layer, len(self.layers)
+        return by_group(group, lambda g, rows: self.heads[first + g * layers](feature[rows]))

@@ -50,6 +50,10 @@ class DisBack(DMD):
         self.degradation, self.kept, self.backtracking = degradation, kept, backtracking
         self.states = nn.ModuleList(copy.deepcopy(teacher).requires_grad_(False).eval() for _ in range(kept))
 
+    def sharded(self) -> list[nn.Module]:
+        """The states are whole, as the fake score is."""
+        return [network for network in super().sharded() if network is not self.states]
+
     def turn(self, name: str) -> bool:
         """The student waits until the first stage is over."""
         return super().turn(name) and (name != "student" or self.done >= self.degradation)

@@ -17,9 +17,10 @@ from fewstep.discriminators import (
 )
 from fewstep.discriminators.adversary import Judge
 from fewstep.discriminators.sample import SampleDiscriminator
+from fewstep.distances import SquaredL2
 from fewstep.distill.adversarial_flow import AdversarialFlow
 from fewstep.distill.asd import ASD
-from fewstep.distill.boot import BOOT
+from fewstep.distill.boot import BOOT, boot_loss
 from fewstep.distill.compression import Compression
 from fewstep.distill.ctm import CTM
 from fewstep.distill.ddgan import DDGAN
@@ -29,6 +30,7 @@ from fewstep.distill.f_distill import FDistill, ForwardKL, Ratio, normalised
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.guided import GuidedDistillation
 from fewstep.distill.insta_revive import InstaRevive
+from fewstep.distill.key_points import KeyPoints
 from fewstep.distill.ladd import LADD
 from fewstep.distill.mean_flow import MeanFlow
 from fewstep.distill.pool import PairPool
@@ -105,6 +107,7 @@ KINDS = {
     "phased": lambda: PhasedRectifiedDiffusion(generator(), 10, steps=2),
     "progressive": lambda: ProgressiveDistillation(generator(), 10, halving=Halving(2)),
     "pool": lambda: TrajectoryRegression(generator(), 10),
+    "pool of states": lambda: KeyPoints(generator(), 10, steps=2),
     "Distillation-DPO": lambda: DistillationDPO(generator(), 10, REWARD),
     "NCT": lambda: NCT(generator(), 10, Nearest([[1.0, 0.0], [0.0, 1.0]]), MLP(2, 16, 2, classes=2, time_scale=60.0)),
     "PSO": lambda: PSO(generator(), 10, REWARD, pairs=OfflineRanked()),
@@ -185,6 +188,7 @@ def test_score_identities_keep_the_parameters_of_both_networks(kind):
     terms["score"].backward()
     assert any(p.grad is not None and p.grad.any() for p in model.student.parameters())
     assert all(p.grad is None for p in (*model.teacher.parameters(), *model.fake.parameters()))
+    assert not model.values["train/score_gap"].requires_grad, "kept for the log"
 
 
 def test_the_range_of_noise_is_no_way_to_the_student():
@@ -260,6 +264,18 @@ def test_targets_of_trajectories_have_no_gradient():
     assert not OfTeacher()(lambda x, t: Estimate(one * x, x), FLOW, x, x, x, t).requires_grad
     g = (one * x).requires_grad_()
     assert no_gradient(scm_loss(x.clone().requires_grad_(), g, t, 0.5, torch.zeros(8).double()), g)
+
+
+def test_the_bootstrap_makes_its_state_without_a_graph():
+    made = []
+
+    def g(t):
+        made.append(torch.is_grad_enabled())
+        return normal(8, 2, seed=2)
+
+    t, teacher = torch.full((8,), 0.8).double(), generator()
+    boot_loss(g, teacher.denoiser.double().bind(), TeacherStep(), FLOW, normal(8, 2), t, t / 2, SquaredL2())
+    assert made == [False, True]
 
 
 def test_the_guided_term_of_slimflow_has_a_gradient_in_the_students_sample_alone():

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.denoiser import Cond
 from fewstep.discriminators.adversary import Judge
 from fewstep.distill.alternating import Drawn
-from fewstep.distill.consistency import aim
+from fewstep.distill.consistency_gan import compared
 from fewstep.distill.judged import JudgedStates
 from fewstep.distill.line import step
 from fewstep.distill.rollout import Reached
@@ -42,10 +42,7 @@ class SegmentedGAN(JudgedStates, SegmentedConsistency):
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:
         """The student at x_t, and the target from x_s."""
-        x0, own, y, w, _ = drawn
-        x_t, t, x_s, s = self.states(x0, own, y, w)
-        wanted = aim(self.target_point(cond, y), x_s, s, self.end(t))
-        return Reached(x_t, t, self.student.denoiser(x_t, t, cond, y), s, wanted)
+        return compared(self, drawn, cond)
 
     def own(self, reached: Reached, y: Tensor | None) -> Tensor:
         """G(x_t, t -> e)."""

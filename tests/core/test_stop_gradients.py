@@ -29,6 +29,7 @@ from fewstep.distill.dmd import DMD
 from fewstep.distill.f_distill import FDistill, ForwardKL, Ratio, normalised
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.guided import GuidedDistillation
+from fewstep.distill.hybrid_pool import HybridPool
 from fewstep.distill.insta_revive import InstaRevive
 from fewstep.distill.key_points import KeyPoints
 from fewstep.distill.ladd import LADD
@@ -36,13 +37,16 @@ from fewstep.distill.mean_flow import MeanFlow
 from fewstep.distill.pool import PairPool
 from fewstep.distill.progressive import Halving, ProgressiveDistillation
 from fewstep.distill.rectified_diffusion import PhasedRectifiedDiffusion
+from fewstep.distill.redress import Redress
 from fewstep.distill.rollout import LastStep, Reached, Rollout
 from fewstep.distill.scm import scm_loss
 from fewstep.distill.score_gradient import ByTeacherError
+from fewstep.distill.shortcut import shortcut_target
 from fewstep.distill.sid import SIM, SiD, SquaredScore, sid_loss, sim_loss
 from fewstep.distill.slimflow import guided_loss
 from fewstep.distill.split_mean_flow import split_target
 from fewstep.distill.tad_sr import TADSR
+from fewstep.distill.target import Target
 from fewstep.distill.teacher_features import TeacherFeatures
 from fewstep.distill.teacher_step import TeacherStep
 from fewstep.distill.trajectory import TrajectoryRegression
@@ -107,6 +111,8 @@ KINDS = {
     "phased": lambda: PhasedRectifiedDiffusion(generator(), 10, steps=2),
     "progressive": lambda: ProgressiveDistillation(generator(), 10, halving=Halving(2)),
     "pool": lambda: TrajectoryRegression(generator(), 10),
+    "hybrid pool": lambda: TrajectoryRegression(generator(), 10, pool=HybridPool(real=0.5, steps=2)),
+    "redress": lambda: Redress(generator(), 10, steps=2, candidates=4),
     "pool of states": lambda: KeyPoints(generator(), 10, steps=2),
     "Distillation-DPO": lambda: DistillationDPO(generator(), 10, REWARD),
     "NCT": lambda: NCT(generator(), 10, Nearest([[1.0, 0.0], [0.0, 1.0]]), MLP(2, 16, 2, classes=2, time_scale=60.0)),
@@ -261,9 +267,37 @@ def test_targets_of_trajectories_have_no_gradient():
     x, t, s = normal(8, 2), torch.full((8,), 0.8).double(), torch.full((8,), 0.3).double()
     assert not TeacherStep()(lambda x, t: Estimate(one * x, x), FLOW, x, t, s).requires_grad
     assert not split_target(lambda x, t, s: one * x, x, t, s, torch.full((8,), 0.5)).requires_grad
+    assert not shortcut_target(lambda x, t, s: one * x, x, t, s, torch.zeros(8, dtype=torch.bool)).requires_grad
     assert not OfTeacher()(lambda x, t: Estimate(one * x, x), FLOW, x, x, x, t).requires_grad
     g = (one * x).requires_grad_()
     assert no_gradient(scm_loss(x.clone().requires_grad_(), g, t, 0.5, torch.zeros(8).double()), g)
+
+
+def test_averages_are_not_trained_and_guided_velocities_have_no_graph():
+    target = Target(generator(), 0.9)
+    target.update()
+    assert not any(p.requires_grad for p in target.average.parameters())
+    model = MeanFlow(generator(), 10, k=0.5, w=0.5)
+    x, t = DATA["x0"], torch.full((8,), 0.5)
+    assert not model.guided(x, x, t, {}, None).requires_grad
+
+
+def test_steps_before_the_exit_make_no_graph():
+    student, made = generator(steps=3), []
+    student.denoiser.net.register_forward_hook(lambda net, x, out: made.append(out.requires_grad))
+    for through, graphs in ((0, [False, False, True]), (1, [False, True, True])):
+        made.clear()
+        Rollout(LastStep(), through)(student, DATA["x0"], {})
+        assert made == graphs
+
+
+def test_each_sample_passes_gradients_as_far_back_as_its_own_exit_allows():
+    student, noise = generator(steps=3), DATA["x0"].clone().requires_grad_()
+    exits = torch.tensor([1, 2] * 4)
+    found = Rollout(LastStep(), through=1).reach(student, noise, exits, {}).estimate.x0
+    (slope,) = torch.autograd.grad(found.sum(), noise)
+    assert slope[exits == 1].abs().min() > 0
+    assert not slope[exits == 2].any()  # its first step is two before the exit
 
 
 def test_the_bootstrap_makes_its_state_without_a_graph():
@@ -317,6 +351,13 @@ def test_the_policy_of_find_does_not_move_its_baseline():
     terms = model.loss(DATA)
     assert no_gradient(terms["policy"], model.baseline.value)
     assert no_gradient(terms["baseline"], *model.policy.adapter_parameters())
+
+
+def test_the_cleaner_noise_of_nct_is_a_target():
+    model, made = KINDS["NCT"](), []
+    model.student.denoiser.net.register_forward_hook(lambda net, x, out: made.append(out.requires_grad))
+    model.loss(DATA)
+    assert made == [False, True, True]  # the target, what it is compared with, the boundary
 
 
 def test_the_hold_of_reward_feedback_stays_at_the_reference():

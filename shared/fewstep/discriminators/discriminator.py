@@ -28,11 +28,7 @@ class Discriminator(nn.Module):
         cls, generator: Generator, layers: Sequence[str], head: Head, backbone: Denoiser | None = None
     ) -> "Discriminator":
         """Heads for these layers of a generator's network, or another backbone's, whose features are looked at once."""
-        backbone = generator.denoiser if backbone is None else backbone
-        x0, cond, y = generator.example()
-        t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
-        with torch.no_grad():
-            found = features(backbone, layers, x0, t, cond, y)
+        found, _ = example_features(generator, layers, backbone)
         return cls(layers, [head.build(f) for f in found])
 
     def forward(self, backbone: Denoiser, x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None) -> Tensor:
@@ -42,6 +38,20 @@ class Discriminator(nn.Module):
     def judge(self, found: Sequence[Tensor]) -> Tensor:
         """The logits of the layers' features."""
         return torch.cat([head(f) for head, f in zip(self.heads, found, strict=True)], 1)
+
+
+@torch.no_grad()
+def example_features(
+    generator: Generator, layers: Sequence[str], backbone: Denoiser | None = None
+) -> tuple[list[Tensor], Cond]:
+    """(features (2, C, ...) of the layers at the generator's example, which heads are made for; its conditions).
+
+    backbone: the generator's own denoiser unless given.
+    """
+    backbone = generator.denoiser if backbone is None else backbone
+    x0, cond, y = generator.example()
+    t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
+    return features(backbone, layers, x0, t, cond, y), cond
 
 
 def features(

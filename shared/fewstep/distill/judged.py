@@ -2,7 +2,7 @@
 
     student   loss.student(C(fake_t')),     critic    loss.critic(C(real_t'), C(fake_t')) + penalty          (discriminators/adversary.py)
 
-Methods add what else they minimise: a distillation (ladd.py), sCM (sana_sprint.py), CTM (ctm_gan.py), as `class X(Judged, Method)`. Those
+Methods add what else they minimise: a distillation (ladd.py, consistency_gan.py), sCM (sana_sprint.py), CTM (ctm_gan.py), as `class X(Judged, Method)`. Those
 whose own states are judged, at times of their own (segmented_gan.py, key_points_gan.py), are `JudgedStates`.
 """
 

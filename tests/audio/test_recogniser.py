@@ -29,7 +29,7 @@ def test_it_is_small_and_says_where_it_comes_from():
     assert sum(p.numel() for p in DigitsRecogniser().parameters()) < 100_000
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 400_000
     provenance = read_config(SHIPPED)["provenance"]
-    assert provenance["scores"]["val/accuracy"] >= 0.98
+    assert provenance["scores"]["val/accuracy"] >= 0.99
     assert "CC BY-SA 4.0" in provenance["data_licence"] and provenance["recipe"] == "recipes/audio/fsdd_recogniser.yaml"
 
 
@@ -81,7 +81,7 @@ def test_it_hears_the_official_test_takes_and_tells_real_speech_from_changed():
     heard = [Recordings(part, 8000) for part in (test, train[::9])]
     real = [[MEL(r.wave[None]) for r in (recs[i] for i in range(len(recs)))] for recs in heard]
     found = torch.cat([recognise(m) for m in real[0]])
-    assert (found == torch.tensor([u.label for u in test])).float().mean() >= 0.98
+    assert (found == torch.tensor([u.label for u in test])).float().mean() >= 0.99
     features = [torch.cat([speech_features(m) for m in part]) for part in real]
     floor = frechet_distance(features[0], features[1])
     backwards = torch.cat([speech_features(m.flip(2)) for m in real[0]])

@@ -16,7 +16,7 @@ from fewstep_audio.vocoder.free_u import free_u
 from fewstep_audio.vocoder.period_unet import fold, unfold
 from fewstep_audio.vocoder.periodwave import PeriodWave, sinusoid
 from fewstep_audio.vocoder.scaled import ScaledU
-from fewstep_audio.vocoder.spaces import WaveSpace, energy_range
+from fewstep_audio.vocoder.spaces import WaveSpace, energy_range, linear
 from fewstep_audio.vocoder.vocoder import Vocoder
 
 MEL = PRESETS["digits_8k"]
@@ -164,7 +164,7 @@ def test_the_loss_does_not_change_when_wave_and_std_are_scaled_together():
         mel = Mel(8000, 512, 512, 128, 40, 0, 4000, eps=0.0, log="log10", clamp=1e-3)
         denoiser = ConditionedDenoiser(net, RectifiedFlow(1e-4), ScaledU(0.25))
         voc = Vocoder(denoiser, DDIM(), Uniform(), mel, space)
-        cond = {"mel": mel(wave), "std": space.level(mel.linear(mel(wave)))}
+        cond = {"mel": mel(wave), "std": space.level(linear(mel, mel(wave)))}
         x0 = voc.shaper(cond).white(k * wave)
         eps = torch.randn(x0.shape, dtype=x0.dtype, generator=torch.Generator().manual_seed(1))
         losses.append(denoising_loss(denoiser, x0, eps, torch.full((2,), 0.4).double(), cond))

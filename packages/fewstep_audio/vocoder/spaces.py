@@ -148,6 +148,11 @@ class SpectrumSpace(Space):
         return 2 * (self.spectrogram.n_fft // 2 + 1)
 
 
+def linear(mel: Mel, frames: Tensor) -> Tensor:
+    """Frames of a mel without their logarithm: filtered magnitudes."""
+    return frames.exp() if mel.log == "ln" else 10**frames
+
+
 def energy(linear: Tensor) -> Tensor:
     """sqrt of the sum over bands: (B, bands, T) -> (B, T)."""
     return linear.sum(1).sqrt()
@@ -155,5 +160,5 @@ def energy(linear: Tensor) -> Tensor:
 
 def energy_range(mel: Mel, waves: list[Tensor]) -> tuple[float, float]:
     """(low, high) of `WaveSpace` over a training set: waves (N,) each at the mel's rate."""
-    found = [energy(mel.linear(mel(w[None]))) for w in waves]
+    found = [energy(linear(mel, mel(w[None]))) for w in waves]
     return min(float(e.min()) for e in found), max(float(e.max()) for e in found)

@@ -6,6 +6,7 @@
 The network is told frames of the mel as they are, or (mel - mean) / deviation.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,7 +21,7 @@ from fewstep.solvers import Solver
 from fewstep_audio.mels import Mel
 from fewstep_audio.vocoder.frame_noise import frame_noise
 from fewstep_audio.vocoder.mel_distance import MultiScaleMel
-from fewstep_audio.vocoder.spaces import Space
+from fewstep_audio.vocoder.spaces import Space, linear
 
 
 class Vocoder(Generator):
@@ -60,11 +61,11 @@ class Vocoder(Generator):
     def conditions(self, mel: Tensor) -> dict[str, Tensor]:
         """mel (B, bands, T) -> {"mel": (B, bands, T'), "std": (B, 1, T')}."""
         mel = self.space.align(self.mel, mel)
-        return {"mel": (mel - self.mean) / self.deviation, "std": self.space.level(self.mel.linear(mel))}
+        return {"mel": (mel - self.mean) / self.deviation, "std": self.space.level(linear(self.mel, mel))}
 
     def shaper(self, cond: Cond) -> Diagonal:
         """The prior's standard deviations, of conditions."""
-        return self.space.shaper(self.mel, self.mel.linear(cond["mel"] * self.deviation + self.mean))
+        return self.space.shaper(self.mel, linear(self.mel, cond["mel"] * self.deviation + self.mean))
 
     def decode(self, x0: Tensor, cond: Cond) -> Tensor:
         """States in units of std -> waves (B, N)."""
@@ -73,6 +74,11 @@ class Vocoder(Generator):
     def samples(self, frames: int) -> int:
         """N of T' frames of a state."""
         return self.mel.hop * (frames - self.space.extra)
+
+    @property
+    def unit(self) -> int:
+        """Samples at whose multiples parts of a wave may begin and be what they are inside of the whole."""
+        return math.lcm(self.mel.hop, int(getattr(self.denoiser.net, "unit", 1)))
 
     def begin(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
         return super().begin(self.temperature * noise, y)
@@ -119,6 +125,11 @@ class Vocoder(Generator):
                 waves = mel.new_zeros(len(mel), own.shape[1])
             waves[rows, : own.shape[1]] = own
         return waves
+
+    @torch.no_grad()
+    def vocode(self, mel: Tensor, steps: int | None = None, seed: int = 0, first: int = 0) -> Tensor:
+        """As called, without gradients: mel (B, bands, T) -> (B, N), what whoever has a mel asks of a vocoder."""
+        return self(mel, steps=steps, seed=seed, first=first)
 
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """mel: the multi-scale mel distance of copies of the recordings, (B,)."""

@@ -32,7 +32,7 @@ from fewstep_audio.resample import resample
 from fewstep_audio.streams import AudioWriter, audio_info, read_blocks
 from fewstep_audio.vocoder.vocoder import Vocoder
 
-WINDOW, OVERLAP = 8.0, 2.0  # seconds: of a window, and of what neighbours share
+WINDOW, OVERLAP = 10.0, 3.0  # seconds: of a window, and of what neighbours share
 PICTURE = 10.0
 
 
@@ -65,14 +65,14 @@ class Copy:
 
     def __call__(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Blocks (C, n) in, blocks out, in total as many samples."""
-        seen = 0
+        seen, channels = 0, 1
 
         def counted() -> Iterator[Tensor]:
-            nonlocal seen
+            nonlocal seen, channels
             for block in blocks:
-                seen += block.shape[1]
+                channels, seen = len(block), seen + block.shape[1]
                 yield block
-            yield torch.zeros(len(block), -seen % self.unit)  # so that the last window begins at a whole unit, too
+            yield torch.zeros(channels, -seen % self.unit)  # so that the last window begins at a whole unit, too
 
         given, held = 0, torch.zeros(0)
         for block in self.chunks(counted(), self.window):

@@ -7,12 +7,12 @@ windows of 32, 64, ..., 2048 samples with hops of a quarter and 5, 10, ..., 320 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fewstep.distances import Distance
+from fewstep_audio.mels import Mel
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,7 @@ class MultiScaleMel(Distance):
 
     def log_mel(self, x: Tensor, window: int, bands: int) -> Tensor:
         """(B, N) -> (B, bands, frames)."""
+        filters = Mel(self.rate, window, window, window // 4, bands, 0, self.rate / 2).matrix
         hann = torch.hann_window(window, dtype=x.dtype, device=x.device)
         magnitude = torch.stft(x, window, window // 4, window=hann, return_complex=True).abs()
-        return (filters(self.rate, window, bands).to(x) @ magnitude).clamp_min(self.floor).log10()
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is remembered must serve training too
-def filters(rate: int, window: int, bands: int) -> Tensor:
-    """(bands, window/2 + 1), float32."""
-    from librosa.filters import mel  # takes a second to import
-
-    return torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=bands))
+        return (filters.to(x) @ magnitude).clamp_min(self.floor).log10()

@@ -130,7 +130,7 @@ class SpectrumSpace(Space):
         magnitude = torch.einsum("mf,bmt->bft", weights, mean) / covered.clamp_min(1e-12)[:, None]
         # Bins that no band covers (0 Hz, above the highest) are as large as the nearest that one does.
         bins = torch.arange(len(covered), device=linear.device)
-        known = bins[covered > 0]
+        known = bins[covered > 1e-6 * covered.max()]
         nearest = known[(bins[:, None] - known).abs().argmin(1)]
         s = self.spectrogram
         return Diagonal(s.factor * magnitude[:, nearest, :][:, None] ** s.exponent / 2**0.5)

@@ -70,8 +70,7 @@ def test_a_shift_by_one_sample_changes_the_columns():
     [(512, 100, 29.8), (256, 100, 7.57), (192, 80, 4.28), (128, 100, 1.95)],
 )
 def test_the_faithful_network_has_the_parameters_of_the_paper(hidden, bands, millions):
-    with torch.device("meta"):
-        net = PeriodWave(bands, 256, hidden=hidden)
+    net = PeriodWave(bands, 256, hidden=hidden)
     assert count(net) / 1e6 == pytest.approx(millions, abs=0.0051 if hidden < 512 else 0.051)
     if hidden == 512:
         assert count(net.conditioner) / 1e6 == pytest.approx(20.9, abs=0.05)

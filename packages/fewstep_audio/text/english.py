@@ -12,10 +12,27 @@ from num2words import num2words
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": ",", "…": ".", "&": " and "})
 
 _ABBREVIATIONS = {
-    **{"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "st": "saint"},
-    **{"jr": "junior", "sr": "senior", "capt": "captain", "col": "colonel", "gen": "general", "lt": "lieutenant"},
-    **{"sgt": "sergeant", "hon": "honorable", "rev": "reverend", "maj": "major", "gov": "governor"},
-    **{"co": "company", "ltd": "limited", "vs": "versus", "etc": "et cetera"},
+    "mr": "mister",
+    "mrs": "missus",
+    "ms": "miz",
+    "dr": "doctor",
+    "prof": "professor",
+    "st": "saint",
+    "jr": "junior",
+    "sr": "senior",
+    "capt": "captain",
+    "col": "colonel",
+    "gen": "general",
+    "lt": "lieutenant",
+    "sgt": "sergeant",
+    "hon": "honorable",
+    "rev": "reverend",
+    "maj": "major",
+    "gov": "governor",
+    "co": "company",
+    "ltd": "limited",
+    "vs": "versus",
+    "etc": "et cetera",
 }
 _UNITS = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence")}
 _NUMBER = r"\d+(?:,\d{3})*"

@@ -3,7 +3,7 @@
     symbols -> embedding sqrt(width) -> prenet -> post-norm transformer blocks -> mu (the mean mel of each symbol)
                                                                               -> log durations, of the detached features
 
-shapes: ids (B, Tx);  mask (B, 1, Tx);  mu (B, bands, Tx);  log durations (B, Tx);  speaker (B, speaker_width)
+shapes: ids (B, Tx);  mask (B, 1, Tx);  mu (B, bands, Tx);  log durations (B, Tx);  speaker (B,) -> (B, speaker_width)
 """
 
 import math
@@ -79,7 +79,7 @@ class DurationPredictor(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """ids, mask, speaker -> (mu, log durations).
+    """ids, mask, speaker -> (mu, log durations, the speaker's embedding).
 
     Args:
         symbols: how many there are, with the blank.
@@ -88,7 +88,8 @@ class TextEncoder(nn.Module):
         window: of relative attention; None: rotary positions, as in Matcha-TTS.
         dropout, prenet_dropout: 0.1 and 0.5 in the papers.
         duration_width: of the duration predictor.
-        speaker_width: of the speaker embedding, which stands beside the features of each symbol from the transformer on; 0: none.
+        speakers, speaker_width: how many, and the width of the embedding that stands beside the features of each symbol from the
+            transformer on; 0: none.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class TextEncoder(nn.Module):
         dropout: float = 0.1,
         prenet_dropout: float = 0.5,
         duration_width: int = 256,
+        speakers: int = 0,
         speaker_width: int = 0,
     ) -> None:
         super().__init__()
@@ -115,18 +117,31 @@ class TextEncoder(nn.Module):
             layers,
         )
         self.window, self.dropout, self.prenet_dropout = window, dropout, prenet_dropout
-        self.duration_width, self.speaker_width = duration_width, speaker_width
+        if (speakers > 0) != (speaker_width > 0):
+            raise ValueError(f"speakers have an embedding of positive width; got {speakers} of width {speaker_width}")
+        self.duration_width, self.speakers, self.speaker_width = duration_width, speakers, speaker_width
         inner = width + speaker_width
+        self.voices = nn.Embedding(speakers, speaker_width) if speakers else None
         self.embedding = nn.Embedding(symbols, width)
         nn.init.normal_(self.embedding.weight, 0.0, width**-0.5)
         self.prenet = Prenet(width, prenet_dropout)
         self.blocks = nn.ModuleList(Block(inner, hidden, heads, dropout, window) for _ in range(layers))
         self.project, self.durations = nn.Conv1d(inner, bands, 1), DurationPredictor(inner, duration_width, dropout)
 
-    def forward(self, ids: Tensor, mask: Tensor, speaker: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = self.prenet(self.embedding(ids).mT * math.sqrt(self.width), mask)
-        if speaker is not None:
-            x = torch.cat([x, speaker[:, :, None].expand(-1, -1, x.shape[2])], 1) * mask
+    def forward(
+        self, ids: Tensor, mask: Tensor, speaker: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """speaker: (B,) numbers.
+
+        Raises:
+            ValueError: a speaker is given or lacks against `speakers`.
+        """
+        if (speaker is None) != (self.voices is None):
+            raise ValueError(f"the encoder has {self.speakers} speakers and is given {'none' if speaker is None else 'one'}")
+        x, voice = self.prenet(self.embedding(ids).mT * math.sqrt(self.width), mask), None
+        if self.voices is not None:
+            voice = self.voices(speaker)
+            x = torch.cat([x, voice[:, :, None].expand(-1, -1, x.shape[2])], 1) * mask
         for block in self.blocks:
             x = block(x, mask)
-        return self.project(x) * mask, self.durations(x.detach(), mask)
+        return self.project(x) * mask, self.durations(x.detach(), mask), voice

@@ -89,6 +89,16 @@ class Mel:
         return max(samples // self.hop, 1) if self.framing == "same" else samples // self.hop + 1
 
     @property
+    def matrix(self) -> Tensor:
+        """The filters F, (bands, n_fft/2 + 1)."""
+        return _filters(self)
+
+    @property
+    def window(self) -> Tensor:
+        """(win,)."""
+        return _window(self.win)
+
+    @property
     def name(self) -> str:
         """That of the preset, or a description."""
         names = [name for name, preset in PRESETS.items() if preset == self]

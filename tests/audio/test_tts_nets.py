@@ -52,7 +52,10 @@ def test_padding_changes_nothing_in_decoders(name):
 
 @pytest.mark.parametrize("window", [4, None])
 def test_padding_changes_nothing_in_the_encoder(window):
-    net, lengths = wild(TextEncoder(20, 8, 12, 16, 2, 2, window, duration_width=10, speakers=3, speaker_width=4)), [11, 5, 1]
+    net, lengths = (
+        wild(TextEncoder(20, 8, 12, 16, 2, 2, window, duration_width=10, speakers=3, speaker_width=4)),
+        [11, 5, 1],
+    )
     ids, speaker = torch.randint(20, (3, 14), generator=torch.Generator().manual_seed(0)), torch.arange(3)
     mask = length_mask(torch.tensor(lengths), 14).double()
     mu, log_durations, _ = net(ids, mask, speaker)

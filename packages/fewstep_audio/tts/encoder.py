@@ -128,16 +128,16 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(inner, hidden, heads, dropout, window) for _ in range(layers))
         self.project, self.durations = nn.Conv1d(inner, bands, 1), DurationPredictor(inner, duration_width, dropout)
 
-    def forward(
-        self, ids: Tensor, mask: Tensor, speaker: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, ids: Tensor, mask: Tensor, speaker: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """speaker: (B,) numbers.
 
         Raises:
             ValueError: a speaker is given or lacks against `speakers`.
         """
         if (speaker is None) != (self.voices is None):
-            raise ValueError(f"the encoder has {self.speakers} speakers and is given {'none' if speaker is None else 'one'}")
+            raise ValueError(
+                f"the encoder has {self.speakers} speakers and is given {'none' if speaker is None else 'one'}"
+            )
         x, voice = self.prenet(self.embedding(ids).mT * math.sqrt(self.width), mask), None
         if self.voices is not None:
             voice = self.voices(speaker)

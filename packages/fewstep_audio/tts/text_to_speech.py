@@ -216,7 +216,7 @@ class TextToSpeech(Generator):
         mu, mask = stretch(mu_x, durations, size), length_mask(frames, size)
         noise = ItemNoise(generators, self.mel.bands, frames.tolist())
         cond, y = self._told(mu, mask, voice)
-        fresh = lambda row: noise.draw().to(mu)  # noqa: E731
+        fresh = lambda row: noise.draw().to(mu)
         x = self.generate(noise.draw().to(mu), cond, y, steps, solver, fresh)
         return Spoken(x * self.scale + self.mean, frames, durations)
 

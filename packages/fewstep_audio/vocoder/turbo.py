@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Cond
 from fewstep.distill.adversarial_flow import AdversarialFlow
+from fewstep.generator import Generator
 from fewstep.train.shell import Batch
 from fewstep_audio.vocoder.vocoder import Vocoder
 
@@ -26,7 +27,7 @@ class Turbo(AdversarialFlow):
 
     student: Vocoder
 
-    def __init__(self, teacher: Vocoder, iterations: int, temperature: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, teacher: Generator, iterations: int, temperature: float = 1.0, **kwargs: Any) -> None:
         if not isinstance(teacher, Vocoder):
             raise ValueError(f"Turbo tunes vocoders, not a {type(teacher).__name__}")
         super().__init__(teacher, iterations, **kwargs)

@@ -11,7 +11,7 @@ from fewstep.denoiser import Cond, Denoise, Denoiser
 from fewstep.grids import Grid
 from fewstep.guidance.cfg import Guided
 from fewstep.guidance.schedules import Scale
-from fewstep.sampling import Callback, sample
+from fewstep.sampling import Callback, Noise, sample
 from fewstep.solvers.base import Solver
 
 
@@ -51,10 +51,11 @@ class Generator(nn.Module):
         y: Tensor | None = None,
         steps: int | None = None,
         solver: Solver | None = None,
-        generator: torch.Generator | None = None,
+        generator: Noise | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
-        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
+        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own;
+        generator: see `sample`."""
         path = self.denoiser.path
         grid = self.grid(path, self.steps if steps is None else steps)
         return sample(

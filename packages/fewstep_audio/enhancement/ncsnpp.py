@@ -36,7 +36,11 @@ def conv(cin: int, cout: int, kernel: int = 3, scale: float = 1.0) -> nn.Module:
 
 
 def norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(width // 4, 32), width, eps=1e-6)
+    """Groups of 4 channels, at most 32 groups."""
+    groups = min(width // 4, 32)
+    if groups < 1 or width % groups:
+        raise ValueError(f"{width} channels cannot be normalised in groups; allowed: multiples of 4, from 128 on of 32")
+    return nn.GroupNorm(groups, width, eps=1e-6)
 
 
 class FourierTime(nn.Module):
@@ -131,9 +135,8 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         levels, widths = range(len(mults)), [width * m for m in mults]
-        # norm() needs whole groups.
-        if not widths or blocks < 1 or any(w < 4 or w % min(w // 4, 32) for w in widths):
-            raise ValueError(f"NCSN++ needs blocks >= 1 and widths in multiples of 4 (of 32 from 128 on), got {blocks} and {widths}")
+        if not widths or blocks < 1:
+            raise ValueError(f"NCSN++ needs a level and blocks >= 1, got widths {widths} and {blocks} blocks")
         if not set(attention) <= set(levels):
             raise ValueError(f"attention is at levels {list(attention)}; there are levels 0 to {len(widths) - 1}")
         self.conditions, self.width, self.mults, self.blocks = tuple(conditions), width, tuple(mults), blocks

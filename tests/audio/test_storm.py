@@ -35,22 +35,23 @@ def batch(n=400):
     return {"clean": clean, "noisy": clean + 0.5 * speech(3, n, seed=1)}
 
 
-def unet(*conditions, random=True):
+def unet(*conditions):
+    """Without zero layers."""
     torch.manual_seed(len(conditions))
     net = SpectrogramUNet(conditions, width=8, mults=(1, 1), blocks=1)
-    for p in net.parameters() if random else ():
+    for p in net.parameters():
         nn.init.normal_(p, std=0.2)
     return net
 
 
-def predictor(random=True):
-    return Enhancer(Denoiser(unet(random=random), SB, Residual()), DDIM(), Uniform(), 1, FRONT, 8000)
+def predictor():
+    return Enhancer(Denoiser(unet(), SB, Residual()), DDIM(), Uniform(), 1, FRONT, 8000)
 
 
-def storm(names=("noisy", "denoised"), random=True):
-    denoiser = Denoiser(unet(*names, random=random), OU, AnchoredPrecondition(0.1))
+def storm(names=("noisy", "denoised")):
+    denoiser = Denoiser(unet(*names), OU, AnchoredPrecondition(0.1))
     solver, grid = MeanAtEnd(EulerMaruyama()), ThenClean(Uniform(end=0.03))
-    return Storm(predictor(random), denoiser, solver, grid, 4, FRONT, 8000).double()
+    return Storm(predictor(), denoiser, solver, grid, 4, FRONT, 8000).double()
 
 
 class Fixed(nn.Module):
@@ -204,13 +205,6 @@ def test_storm_samples_by_the_predictor_step_alone_from_the_prediction():
     with torch.no_grad():
         model(speech(1, 300))
     assert calls == ["D", *["score"] * 4]
-
-
-def test_untrained_stages_return_the_noisy_speech_up_to_the_skip():
-    """D is then the identity; a zero score network with the anchored precondition gives a Wiener estimate near its anchor."""
-    noisy = speech(2, 400)
-    out = storm(random=False)(noisy)
-    assert (out - noisy).square().mean() < 0.05 * noisy.square().mean()
 
 
 def test_an_artifact_holds_both_stages(tmp_path):

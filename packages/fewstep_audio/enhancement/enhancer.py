@@ -58,6 +58,12 @@ class Enhancer(Generator):
         """Frames come in multiples of it."""
         return int(getattr(self.denoiser.net, "stride", 1))
 
+    def evaluations(self, steps: int | None = None) -> int:
+        """Network calls of one sample."""
+        path = self.denoiser.path
+        plan = self.solver.plan(path, self.grid(path, self.steps if steps is None else steps))
+        return sum(bool(row.e) for row in plan)
+
     def encode(self, wave: Tensor) -> Tensor:
         """(B, N) -> (B, 2, F, T), followed by silent frames up to a multiple of the stride."""
         x = self.spectrogram.forward(wave)

@@ -48,6 +48,10 @@ class Storm(Enhancer):
         """Of both networks, powers of 2."""
         return max(super().stride, self.predictor.stride if hasattr(self, "predictor") else 1)
 
+    def evaluations(self, steps: int | None = None) -> int:
+        """Network calls of one sample, those of the predictor included."""
+        return super().evaluations(steps) + self.predictor.evaluations()
+
     def predict(self, y: Tensor) -> Tensor:
         """D(y): (B, 2, F, T)."""
         return self.predictor.generate(torch.zeros_like(y), *self.predictor.condition(y))

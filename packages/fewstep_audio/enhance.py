@@ -1,6 +1,6 @@
 """`fewstep enhance IN OUT`: take the noise out of a sound file or a folder of them, of any length, rate and number of channels.
 
-Files pass in overlapping parts (chunks.py), each brought to the model's rate and back; the level of all parts is that of the whole
+Files pass at the model's rate in overlapping parts (chunks.py), and are brought back to their own; the level of all parts is that of the whole
 channel, so that they fit together. Channels are enhanced one by one with the same noise. As many samples come out as went in.
 """
 
@@ -24,7 +24,7 @@ from fewstep_audio.chunks import Chunks
 from fewstep_audio.commands_enhance import MODES
 from fewstep_audio.enhancement.enhancer import Enhancer
 from fewstep_audio.files import WRITE_SUFFIXES, Audio, AudioError, list_audio
-from fewstep_audio.resample import resample
+from fewstep_audio.resample import resample_blocks
 from fewstep_audio.spectrogram_picture import draw_spectrograms
 from fewstep_audio.streams import AudioWriter, audio_info, read_blocks
 
@@ -35,9 +35,15 @@ SHOWN = 30
 
 @torch.no_grad()
 def enhanced(
-    model: Enhancer, blocks: Iterator[Tensor], rate: int, level: Tensor, seed: int = 0, steps: int | None = None, chunk: float = 4.0
+    model: Enhancer,
+    blocks: Iterator[Tensor],
+    rate: int,
+    level: Tensor,
+    seed: int = 0,
+    steps: int | None = None,
+    chunk: float = 4.0,
 ) -> Iterator[Tensor]:
-    """Blocks (C, n) at `rate` in, enhanced blocks out, as many samples in total.
+    """Blocks (C, n) at `rate` in, enhanced blocks out; in total as many samples, or a few more where rates do not divide.
 
     Args:
         level: (C, 1), the peak of each whole channel, 1 for silent ones.
@@ -45,18 +51,24 @@ def enhanced(
     """
     device = next(model.parameters()).device
 
-    def part(window: Tensor, start: int) -> Tensor:
-        wave = resample(window, rate, model.rate).to(device)
+    def part(wave: Tensor, start: int) -> Tensor:
         # Position in place of an index: a part has the same noise whatever else is enhanced; channels share it, which keeps the stereo image.
-        out = model(wave, seed, items=[start] * len(wave), level=level.to(device), steps=steps)
-        return resample(out.cpu(), model.rate, rate)[:, : window.shape[1]]
+        items = [start] * len(wave)
+        return model(wave.to(device), seed, items, level=level.to(device), steps=steps).cpu()
 
-    window = max(math.ceil(chunk * rate), 1)
-    return Chunks(window, window // 8, window // 32)(blocks, part)
+    window = math.ceil(chunk * model.rate)
+    parts = Chunks(window, window // 8, window // 32)
+    yield from resample_blocks(parts(resample_blocks(blocks, rate, model.rate), part), model.rate, rate)
 
 
 def enhance_file(
-    model: Enhancer, source: Path, target: Path, seed: int = 0, steps: int | None = None, chunk: float = 4.0, plot: bool = False
+    model: Enhancer,
+    source: Path,
+    target: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    chunk: float = 4.0,
+    plot: bool = False,
 ) -> dict[str, Any]:
     """Enhance one file; returns what was done.
 
@@ -65,28 +77,32 @@ def enhance_file(
     """
     begun, info = time.perf_counter(), audio_info(source)
     if target.suffix.lower() not in WRITE_SUFFIXES:
-        raise AudioError(f"{target}: cannot write {target.suffix or 'no extension'}; allowed: {' '.join(WRITE_SUFFIXES)}")
-    level = torch.zeros(info.channels, 1)
+        raise AudioError(
+            f"{target}: cannot write {target.suffix or 'no extension'}; allowed: {' '.join(WRITE_SUFFIXES)}"
+        )
+    level, samples = torch.zeros(info.channels, 1), 0
     for block in read_blocks(source, info.rate):  # also finds what cannot be read before anything is written
-        level = torch.maximum(level, block.abs().amax(1, keepdim=True))
+        level, samples = torch.maximum(level, block.abs().amax(1, keepdim=True)), samples + block.shape[1]
     level = torch.where(level > 0, level, 1.0)
     target.parent.mkdir(parents=True, exist_ok=True)
     with AudioWriter(target, info.rate, info.channels) as writer:
         for block in enhanced(model, read_blocks(source, info.rate), info.rate, level, seed, steps, chunk):
-            writer.write(block)
+            writer.write(block[:, : samples - writer.samples])
     if plot:
         shown = {"input": source, "output": target}
-        draw_spectrograms({name: _beginning(file, info.rate) for name, file in shown.items()}, target.with_suffix(".png"))
-    seconds, spent = writer.samples / info.rate, time.perf_counter() - begun
+        draw_spectrograms(
+            {name: _beginning(file, info.rate) for name, file in shown.items()}, target.with_suffix(".png")
+        )
+    spent = time.perf_counter() - begun
     return {
         "input": str(source),
         "output": str(target),
         "rate": info.rate,
         "channels": info.channels,
-        "samples": writer.samples,
+        "samples": samples,
         "clipped": writer.clipped,
         "seconds": spent,
-        "real_time_factor": spent / seconds,
+        "real_time_factor": spent * info.rate / samples,
     }
 
 
@@ -121,7 +137,12 @@ def main(args: argparse.Namespace) -> int:
                 sys.stderr.write(f"fewstep enhance: {err}\n")
             progress.update(task, advance=1, figures=file.name)
     if args.json:
-        facts = {"model": args.model or args.mode, "steps": args.steps or model.steps, "evaluations": evaluations, "seed": args.seed}
+        facts = {
+            "model": args.model or args.mode,
+            "steps": args.steps or model.steps,
+            "evaluations": evaluations,
+            "seed": args.seed,
+        }
         print(json.dumps({**facts, "rate": model.rate, "done": done, "failed": failed}, indent=2))
     return 1 if failed else 0
 

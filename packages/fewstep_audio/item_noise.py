@@ -20,7 +20,9 @@ class ItemNoise:
 
     def __init__(self, x: Tensor, seed: int, items: Sequence[int]) -> None:
         if len(items) != len(x) or seed < 0:
-            raise ValueError(f"seed {seed} and {len(items)} items for a batch of {len(x)}; allowed: seed >= 0, an index per item")
+            raise ValueError(
+                f"seed {seed} and {len(items)} items for a batch of {len(x)}; allowed: seed >= 0, an index per item"
+            )
         self.x, self.seed, self.items = x, seed, tuple(items)
         self._streams = [torch.Generator().manual_seed(mixed(seed, item)) for item in items]
 

@@ -191,7 +191,11 @@ def published(kind, x, x0, y, p, q, z):
     s_p, s_q, bar_p, bar_q = math.sqrt(s2(p)), math.sqrt(s2(q)), math.sqrt(total - s2(p)), math.sqrt(total - s2(q))
     if kind == "ode":
         w1 = s_q * bar_q / (s_p * bar_p)
-        return w1 * x + (bar_q**2 - bar_p * s_q * bar_q / s_p) / total * x0 + (s_q**2 - s_p * s_q * bar_q / bar_p) / total * y
+        return (
+            w1 * x
+            + (bar_q**2 - bar_p * s_q * bar_q / s_p) / total * x0
+            + (s_q**2 - s_p * s_q * bar_q / bar_p) / total * y
+        )
     ratio = s_q**2 / s_p**2
     return ratio * x + (1 - ratio) * x0 + s_q * math.sqrt(1 - ratio) * z
 

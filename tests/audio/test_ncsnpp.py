@@ -168,7 +168,11 @@ def test_residual_sums_keep_the_variance():
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [({"width": 6}, "18 channels .* multiples of 4"), ({"attention": (7,), "width": 8}, "levels 0 to 6"), ({"blocks": 0}, "blocks >= 1")],
+    [
+        ({"width": 6}, "18 channels .* multiples of 4"),
+        ({"attention": (7,), "width": 8}, "levels 0 to 6"),
+        ({"blocks": 0}, "blocks >= 1"),
+    ],
 )
 def test_impossible_networks_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):

@@ -51,7 +51,9 @@ class Enhancer(Generator):
         self.spectrogram, self.rate = spectrogram or ComplexSpectrogram(), rate
         bins = self.spectrogram.n_fft // 2 + 1
         if bins % self.stride:
-            raise ValueError(f"{bins} bins (n_fft {self.spectrogram.n_fft}) are no multiple of the network's stride {self.stride}")
+            raise ValueError(
+                f"{bins} bins (n_fft {self.spectrogram.n_fft}) are no multiple of the network's stride {self.stride}"
+            )
 
     @property
     def stride(self) -> int:

@@ -187,7 +187,9 @@ class NCSNpp(nn.Module):
         """
         x = beside(x, self.conditions, conditions)
         if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
-            raise ValueError(f"the spectrogram is {tuple(x.shape[-2:])}; bins and frames must be multiples of {self.stride}")
+            raise ValueError(
+                f"the spectrogram is {tuple(x.shape[-2:])}; bins and frames must be multiples of {self.stride}"
+            )
         emb = None if self.time is None else self.time(t)
         h = self._back(*self._forth(x, emb), emb)
         if self.over_time:

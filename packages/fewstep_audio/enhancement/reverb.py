@@ -26,7 +26,9 @@ def room(
     """
     n, first = torch.arange(round(t60 * rate)), max(round(gap * rate), 1)
     if len(n) <= first:
-        raise ValueError(f"T60 of {t60:g} s and a gap of {gap:g} s leave no tail at {rate} Hz; allowed: T60 above the gap")
+        raise ValueError(
+            f"T60 of {t60:g} s and a gap of {gap:g} s leave no tail at {rate} Hz; allowed: T60 above the gap"
+        )
     tail = torch.randn(len(n), generator=generator) * 10 ** (-3 * n / (t60 * rate))
     tail[:first] = 0
     tail *= (10 ** (-ratio / 10) / tail.square().sum()).sqrt()

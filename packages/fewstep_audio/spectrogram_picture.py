@@ -15,28 +15,25 @@ RANGE = 80.0
 
 def draw_spectrograms(sounds: Mapping[str, Audio], file: str | Path) -> None:
     """One panel per named sound (channels averaged), all in dB of the loudest bin among them; whole or not at all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     file, powers = Path(file), {name: _power(sound) for name, sound in sounds.items()}
     top = max(float(p.max()) for p in powers.values()) or 1.0
-    figure, axes = plt.subplots(len(sounds), 1, figsize=(10, 2.6 * len(sounds)), squeeze=False, sharex=True)
+    figure = Figure(figsize=(10, 2.6 * len(sounds)), layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots(len(sounds), 1, squeeze=False, sharex=True)
     for axis, (name, sound) in zip(axes[:, 0], sounds.items(), strict=True):
         level = 10 * (powers[name] / top).clamp_min(10 ** (-RANGE / 10)).log10()
         extent = (0.0, sound.seconds, 0.0, sound.rate / 2000)
-        axis.imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-RANGE, vmax=0)
+        axis.imshow(level.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-RANGE, vmax=0)
         axis.set(title=name, ylabel="kHz")
     axes[-1, 0].set_xlabel("s")
-    figure.tight_layout()
-    part = file.with_name(f".{uuid.uuid4().hex}.png")
+    part = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        figure.savefig(part, dpi=90)
+        canvas.print_png(str(part))
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
-        plt.close(figure)
 
 
 def _power(sound: Audio) -> torch.Tensor:

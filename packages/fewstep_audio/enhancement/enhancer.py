@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fewstep.artifacts import ArtifactError
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.generator import Generator, Prepared
+from fewstep.generator import Generator, Prepared, pretrained
 from fewstep.grids import Grid
 from fewstep.sampling import Callback
 from fewstep.solvers import Solver
@@ -141,3 +142,15 @@ def peak(wave: Tensor) -> Tensor:
     """(B, N) -> (B, 1): the largest magnitude of each item, 1 for silence."""
     largest = wave.abs().amax(1, keepdim=True)
     return torch.where(largest > 0, largest, 1.0)
+
+
+def pretrained_enhancer(source: str) -> Enhancer:
+    """The enhancer of an artifact folder or hub id, for recipes that build on one.
+
+    Raises:
+        ArtifactError: see `fewstep.generator.pretrained`; also where the artifact holds another kind of generator.
+    """
+    model = pretrained(source)
+    if not isinstance(model, Enhancer):
+        raise ArtifactError(f"{source} holds a {type(model).__name__}; an Enhancer is needed")
+    return model

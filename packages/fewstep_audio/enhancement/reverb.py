@@ -10,6 +10,9 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
+from fewstep_audio.data.degradation import Degradation
+from fewstep_audio.data.recordings import Recordings
+
 
 def room(
     rate: int, t60: float, ratio: float = 0.0, gap: float = 0.002, generator: torch.Generator | None = None
@@ -51,3 +54,28 @@ def decay_time(h: Tensor, rate: int, upper: float = -5.0, lower: float = -25.0) 
     n = torch.nonzero((level <= upper) & (level >= lower)).flatten().double()
     slope = torch.linalg.lstsq(torch.stack([n, torch.ones_like(n)], 1), level[n.long()][:, None]).solution[0, 0]
     return -60 / (slope.item() * rate)
+
+
+class Reverberation(Degradation):
+    """Clean speech in a room of its own per crop, T60 and direct-to-reverberant ratio drawn uniformly.
+
+    Args:
+        shortest, longest: bounds of T60 in seconds.
+        low, high: bounds of the ratio in dB.
+        gap: seconds until the first reflection.
+    """
+
+    def __init__(
+        self, shortest: float = 0.2, longest: float = 1.0, low: float = -5.0, high: float = 5.0, gap: float = 0.002
+    ) -> None:
+        if not gap < shortest <= longest or low > high:
+            raise ValueError(
+                f"T60 from {shortest} to {longest} s, ratio from {low} to {high} dB; allowed: gap < shortest <= longest, low <= high"
+            )
+        self.shortest, self.longest, self.low, self.high, self.gap = shortest, longest, low, high, gap
+
+    def __call__(self, clean: Tensor, recordings: Recordings, index: int, generator: torch.Generator) -> Tensor:
+        share = torch.rand(2, generator=generator)
+        t60 = self.shortest + (self.longest - self.shortest) * float(share[0])
+        ratio = self.low + (self.high - self.low) * float(share[1])
+        return reverberant(clean, room(recordings.rate, t60, ratio, self.gap, generator))

@@ -11,6 +11,7 @@ shapes: wave (B, N) in [-1, 1], mel (B, bands, T)
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Literal
@@ -87,6 +88,25 @@ class Mel:
     def frames(self, samples: int) -> int:
         """Number of frames of so many samples; at least one."""
         return max(samples // self.hop, 1) if self.framing == "same" else samples // self.hop + 1
+
+    def linear(self, mel: Tensor) -> Tensor:
+        """The mel without its logarithm: filtered magnitudes."""
+        return mel.exp() if self.log == "ln" else 10**mel
+
+    @property
+    def floor(self) -> float:
+        """The smallest value of a mel: log of `clamp`."""
+        return math.log(self.clamp) if self.log == "ln" else math.log10(self.clamp)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The filters F, (bands, n_fft/2 + 1)."""
+        return _filters(self)
+
+    @property
+    def window(self) -> Tensor:
+        """(win,)."""
+        return _window(self.win)
 
     @property
     def name(self) -> str:

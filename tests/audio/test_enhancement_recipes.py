@@ -13,7 +13,11 @@ from fewstep_audio.commands_enhance import MODES
 from fewstep_audio.enhancement.enhancer import Enhancer
 from fewstep_audio.files import Audio, write_audio
 
-NAMES = [n.partition("/")[2] for n in sorted(recipes.available()) if "fewstep_audio.data.enhancement_" in recipes.find(n).read_text()]
+NAMES = [
+    n.partition("/")[2]
+    for n in sorted(recipes.available())
+    if "fewstep_audio.data.enhancement_" in recipes.find(n).read_text()
+]
 STUDENTS = ["fsdd_sgmse_cd", "fsdd_sgmse_student"]
 NEEDS = {"fsdd_sgmse_student": "fsdd_sgmse", "fsdd_sgmse_cd": "fsdd_sgmse", "fsdd_storm": "fsdd_predictive"}
 
@@ -49,7 +53,10 @@ def options(name):
         given += ["--data.init_args.samples=960", "--data.init_args.validation_samples=960"]
     else:  # 16 of 256 frames and bins
         given += ["--data.init_args.samples=1920"]
-        for net in ("denoiser.init_args.net", *(["predictor.init_args.denoiser.init_args.net"] if name == "vbd_storm" else [])):
+        for net in (
+            "denoiser.init_args.net",
+            *(["predictor.init_args.denoiser.init_args.net"] if name == "vbd_storm" else []),
+        ):
             own = "--model.init_args.student.init_args." + net + ".init_args."
             given += [f"{own}width=8", f"{own}mults=[1,2]", f"{own}blocks=1", f"{own}attention=[1]"]
     if name not in STUDENTS:
@@ -70,7 +77,10 @@ def run(folder):
             cli = instantiate(recipes.find(f"audio/{name}"), options(name))
             before = {k: v.clone() for k, v in cli.model.student.state_dict().items()}
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-            done[name] = cli.model, any(not torch.equal(v, before[k]) for k, v in cli.model.student.state_dict().items())
+            done[name] = (
+                cli.model,
+                any(not torch.equal(v, before[k]) for k, v in cli.model.student.state_dict().items()),
+            )
         return done[name]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -249,8 +249,9 @@ def test_with_the_true_speech_as_prediction_samplers_end_at_it(path, solver, gri
 def test_samplers_evaluate_the_network_as_often_as_advertised(path, solver, grid, per_step):
     for steps in (2, 30):
         net = Oracle(torch.zeros(()))
-        enhancer(net, path, X0(), solver, grid)(speech(1, 100), steps=steps)
-        assert net.calls == per_step * steps
+        model = enhancer(net, path, X0(), solver, grid)
+        model(speech(1, 100), steps=steps)
+        assert net.calls == model.evaluations(steps) == per_step * steps
         assert net.times[0] == 1.0
         assert min(net.times) == pytest.approx(0.03 if path is OU else 1 / steps)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewstep_audio.enhancement.reverb import decay_time, reverberant, room
+from fewstep_audio.enhancement.reverb import Reverberation, decay_time, reverberant, room
 
 
 def seeded(seed=0):
@@ -54,3 +54,29 @@ def test_reverberant_speech_is_the_sum_of_delayed_copies():
 def test_a_decay_within_the_gap_is_refused():
     with pytest.raises(ValueError, match=r"T60 of 0.001 s and a gap of 0.002 s"):
         room(8000, 0.001)
+
+
+def test_rooms_as_a_degradation_are_drawn_within_their_bounds(monkeypatch):
+    seen = []
+
+    class Corpus:
+        rate = 8000
+
+    def spy(rate, t60, ratio, gap, generator):
+        seen.append((rate, t60, ratio))
+        return room(rate, t60, ratio, gap, generator)
+
+    monkeypatch.setattr("fewstep_audio.enhancement.reverb.room", spy)
+    degradation, clean = Reverberation(0.2, 0.6, -5.0, 5.0), torch.randn(4000, generator=seeded())
+    out = [degradation(clean, Corpus(), 0, seeded(i)) for i in range(60)]
+    assert torch.equal(out[7], degradation(clean, Corpus(), 0, seeded(7)))
+    assert not torch.equal(out[7], out[8])
+    rates, times, ratios = map(torch.tensor, zip(*seen, strict=True))
+    assert set(rates.tolist()) == {8000}
+    assert 0.2 <= times.min() < 0.25 < 0.55 < times.max() <= 0.6
+    assert -5 <= ratios.min() < -4 < 4 < ratios.max() <= 5
+    # Energy: the tail adds what the ratio says, but for what the end of the clip cuts off.
+    added = torch.stack([10 * ((o - clean).square().sum() / clean.square().sum()).log10() for o in out[:10]])
+    torch.testing.assert_close(added, -ratios[:10], rtol=0, atol=1.0)
+    with pytest.raises(ValueError, match=r"T60 from 0.6 to 0.2 s"):
+        Reverberation(0.6, 0.2)

@@ -205,6 +205,7 @@ def test_storm_samples_by_the_predictor_step_alone_from_the_prediction():
     with torch.no_grad():
         model(speech(1, 300))
     assert calls == ["D", *["score"] * 4]
+    assert model.evaluations() == 5
 
 
 def test_an_artifact_holds_both_stages(tmp_path):

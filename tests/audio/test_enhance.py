@@ -30,7 +30,10 @@ from fewstep_audio.spectrogram import ComplexSpectrogram
 FRONT = ComplexSpectrogram(n_fft=62, hop=16, factor=0.25)
 
 
-def model(path=SBVE(c=0.2), random=True):
+SB = SBVE(c=0.2)
+
+
+def model(path=SB, random=True):
     """A bridge is deterministic, OUVE draws noise; without random weights the bridge is the identity."""
     torch.manual_seed(0)
     net = SpectrogramUNet(width=8, mults=(1, 1), blocks=1)

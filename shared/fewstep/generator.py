@@ -54,7 +54,8 @@ class Generator(nn.Module):
         generator: Noise | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
-        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
+        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own;
+        generator: see `sample`."""
         path = self.denoiser.path
         grid = self.grid(path, self.steps if steps is None else steps)
         return sample(

@@ -1,6 +1,6 @@
 """Mels in files: (bands, frames) as .npy, or as the tensor `mel` of a .safetensors file, whose metadata may say its preset.
 
-    metadata   mel_fingerprint: 16 hexadecimal digits, see `Mel.fingerprint`; mel: the preset's name
+metadata   mel_fingerprint: 16 hexadecimal digits, see `Mel.fingerprint`; mel: the preset's name
 """
 
 import os

@@ -142,7 +142,9 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({**about, **preset, "done": done, "failed": failed}, indent=2))
     else:
         for one in done:
-            print(f"{one['output']}: {one['seconds']:.2f} s at {one['rate']} Hz, {one['real_time_factor']:.2f} x real time")
+            print(
+                f"{one['output']}: {one['seconds']:.2f} s at {one['rate']} Hz, {one['real_time_factor']:.2f} x real time"
+            )
     return 1 if failed else 0
 
 

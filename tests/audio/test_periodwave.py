@@ -154,8 +154,14 @@ def test_the_loss_is_the_papers_divided_by_std_alone():
 
 
 def test_the_loss_does_not_change_when_wave_and_std_are_scaled_together():
-    net, features = tiny().denoiser.net, None
-    net.forward = lambda x, t, **cond: x * 0.3  # any field that is linear in the wave
+    net = tiny().denoiser.net
+
+    def linear_field(x, t, std, **_):
+        """Any field that is linear in the wave, in units of std."""
+        w = x * std
+        return (0.3 * w - 0.5 * w.roll(1, 1)) / std
+
+    net.forward = linear_field
     wave = speech(2, 1280)
     losses = []
     for k in (1.0, 3.0):
@@ -192,7 +198,9 @@ def test_a_batch_is_its_items_one_by_one():
     mels = [MEL(speech(1, n, seed=n)) for n in (640, 1280)]
     padded = torch.cat([torch.nn.functional.pad(mels[0], (0, 5), value=-3.0), mels[1]])
     both = voc(padded, frames=torch.tensor([5, 10]))
-    second = voc.decode(voc.generate(voc.noise(voc.conditions(mels[1]), items=[1]), voc.conditions(mels[1])), voc.conditions(mels[1]))
+    second = voc.decode(
+        voc.generate(voc.noise(voc.conditions(mels[1]), items=[1]), voc.conditions(mels[1])), voc.conditions(mels[1])
+    )
     assert torch.allclose(both[:1, :640], voc(mels[0]), atol=1e-12) and both[0, 640:].abs().max() == 0
     assert torch.allclose(both[1:], second, atol=1e-12)
 

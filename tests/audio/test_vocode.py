@@ -97,7 +97,9 @@ def test_windows_of_periodwave_begin_where_the_columns_of_all_periods_do():
     voc = periodwave()
     assert voc.unit == 384  # lcm(64 * 6, 128)
     assert Copy(voc, 8000).unit == 384 and Copy(voc, 16000).unit == 768
-    assert Copy(voc, 11025).unit == 441 * 6  # 441 samples are 320 of the vocoder's; 1920 is the first multiple of both 320 and 384
+    assert (
+        Copy(voc, 11025).unit == 441 * 6
+    )  # 441 samples are 320 of the vocoder's; 1920 is the first multiple of both 320 and 384
     starts, inside = [], Copy(voc, 8000, window=1.0, overlap=0.3)
     own = inside.window
     inside.window = lambda wave, start: (starts.append(start), own(wave, start))[1]
@@ -184,7 +186,12 @@ def test_damaged_and_pickled_mels_are_refused(tmp_path):
     np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "t.safetensors").write_bytes(b"\x10\x00")
     save_file({"other": torch.zeros(1)}, tmp_path / "n.safetensors")
-    for name, message in (("p.npy", "not an .npy"), ("t.safetensors", "truncated"), ("n.safetensors", "named mel"), ("x.npy", "no such")):
+    for name, message in (
+        ("p.npy", "not an .npy"),
+        ("t.safetensors", "truncated"),
+        ("n.safetensors", "named mel"),
+        ("x.npy", "no such"),
+    ):
         with pytest.raises(AudioError, match=message):
             read_mel(tmp_path / name, MEL)
 

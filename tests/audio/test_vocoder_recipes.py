@@ -16,10 +16,18 @@ NAMES = [
     n.partition("/")[2] for n in sorted(recipes.available()) if "fewstep_audio.vocoder." in recipes.find(n).read_text()
 ]
 TURBO = {name: name.removesuffix("_turbo") for name in NAMES if name.endswith("_turbo")}
-STEPS = {"fsdd_specflow_turbo": 2, "fsdd_periodwave_tiny_turbo": 2, "libritts_periodwave_turbo": 4, "fsdd_specflow_gan": 1}
+STEPS = {
+    "fsdd_specflow_turbo": 2,
+    "fsdd_periodwave_tiny_turbo": 2,
+    "libritts_periodwave_turbo": 4,
+    "fsdd_specflow_gan": 1,
+}
 NET = "denoiser.init_args.net.init_args"
 # Networks of the paper's size made small; the discriminators keep theirs.
-SMALL = {"libritts_periodwave": [f"{NET}.hidden=16", f"{NET}.blocks=[1,1]"], "lj_specflow": [f"{NET}.width=16", f"{NET}.blocks=1"]}
+SMALL = {
+    "libritts_periodwave": [f"{NET}.hidden=16", f"{NET}.blocks=[1,1]"],
+    "lj_specflow": [f"{NET}.width=16", f"{NET}.blocks=1"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,13 @@ def options(name):
 
 
 def test_the_recipes_are_those_of_the_issue():
-    small = {"fsdd_specflow", "fsdd_specflow_turbo", "fsdd_specflow_gan", "fsdd_periodwave_tiny", "fsdd_periodwave_tiny_turbo"}
+    small = {
+        "fsdd_specflow",
+        "fsdd_specflow_turbo",
+        "fsdd_specflow_gan",
+        "fsdd_periodwave_tiny",
+        "fsdd_periodwave_tiny_turbo",
+    }
     assert set(NAMES) == small | {"libritts_periodwave", "libritts_periodwave_turbo", "lj_specflow"}
 
 
@@ -107,7 +121,9 @@ def test_adversarial_terms_see_waves_and_reach_every_step(run):
     drawn = module.drawn({"wave": wave})
     assert torch.allclose(module.seen(drawn.x0, drawn.cond), wave, atol=1e-4)
     outs = []
-    hook = module.student.denoiser.net.last.register_forward_hook(lambda m, i, out: (out.retain_grad(), outs.append(out)))
+    hook = module.student.denoiser.net.last.register_forward_hook(
+        lambda m, i, out: (out.retain_grad(), outs.append(out))
+    )
     sum(module.student_terms(module.reach(drawn, drawn.cond), drawn, {}).values()).backward()
     hook.remove()
     assert len(outs) == 2 and all(out.grad.abs().sum() > 0 for out in outs)

@@ -10,7 +10,6 @@ systems and seeds. Figures: SI-SDR (dB), narrow-band PESQ, ESTOI; evaluations, a
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep import recipes
-from fewstep.bench import trainings
 from fewstep.bench.timing import machine, write
 from fewstep.train.shell import iteration_seed
+from fewstep_audio.bench.trained import trained
 from fewstep_audio.data.degradation import AddedNoise
 from fewstep_audio.data.enhancement_crops import DegradedCrops
 from fewstep_audio.data.fsdd import SpokenDigits
@@ -73,25 +71,6 @@ def recorded(folder: str) -> list[Clip]:
     """All pairs of folder/clean and folder/noisy, whole."""
     pairs = NoisyPairs(match_folders(Path(folder) / "clean", Path(folder) / "noisy"), RATE, SAMPLES)
     return [Clip(pairs.whole(i), None) for i in range(len(pairs))]
-
-
-def trained(recipe: str, seed: int, folder: Path, data: str) -> Path:
-    """The artifact of a recipe, trained with this seed after those that it needs, unless it is there."""
-    place = folder / str(seed) / recipe
-    if (place / "last").is_dir():
-        return place / "last"
-    from fewstep.train.fit import instantiate
-
-    text = recipes.find(f"audio/{recipe}").read_text()
-    for needed in sorted(set(re.findall(r"source: runs/(\w+)/", text))):
-        trained(needed, seed, folder, data)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "recipe.yaml").write_text(text.replace("runs/", f"{place.parent}/"))
-    run = instantiate(
-        place / "recipe.yaml", [*trainings.seeded(seed), f"--data.init_args.corpus.init_args.folder={data}"]
-    )
-    run.trainer.fit(run.model, run.datamodule)
-    return place / "last"
 
 
 def systems(seed: int, folder: Path, data: str, names: Sequence[str]) -> Iterator[tuple[str, int, int, System]]:

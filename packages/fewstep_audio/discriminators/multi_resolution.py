@@ -28,9 +28,7 @@ class ResolutionDiscriminator(nn.Module):
         self.n_fft, self.hop, self.win, self.width = n_fft, hop, win, width
         self.register_buffer("window", torch.hann_window(win), persistent=False)
         pairs = [(1, 9, 1), (width, 9, 2), (width, 9, 2), (width, 9, 2), (width, 3, 1)]
-        self.layers = nn.ModuleList(
-            weight_norm(nn.Conv2d(i, width, (3, k), (1, s), (1, k // 2))) for i, k, s in pairs
-        )
+        self.layers = nn.ModuleList(weight_norm(nn.Conv2d(i, width, (3, k), (1, s), (1, k // 2))) for i, k, s in pairs)
         self.last = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
 
     def spectrogram(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A denoiser whose network makes something of its conditions that serves all times: computed once per utterance, used in every step.
 
-    bind(cond)   features = net.encode(**cond), once;   then net(x, t, **features) at every time
+bind(cond)   features = net.encode(**cond), once;   then net(x, t, **features) at every time
 """
 
 from torch import Tensor

@@ -10,7 +10,6 @@ Kernels are (k, 1): samples meet others of their own column alone. Shifting a wa
 shift-equivariant. Skips are added, hence the last width must be H/16.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 from torch.nn.utils.parametrizations import weight_norm

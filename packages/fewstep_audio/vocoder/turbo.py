@@ -22,14 +22,14 @@ class Turbo(AdversarialFlow):
     """Args: see `AdversarialFlow`; teacher: a `Vocoder`; temperature: of the student, whatever the teacher's is.
 
     Raises:
-        ValueError: other generators.
+        TypeError: other generators.
     """
 
     student: Vocoder
 
     def __init__(self, teacher: Generator, iterations: int, temperature: float = 1.0, **kwargs: Any) -> None:
         if not isinstance(teacher, Vocoder):
-            raise ValueError(f"Turbo tunes vocoders, not a {type(teacher).__name__}")
+            raise TypeError(f"Turbo tunes vocoders, not a {type(teacher).__name__}")
         super().__init__(teacher, iterations, **kwargs)
         self.student.temperature = temperature
 

@@ -19,8 +19,8 @@ from fewstep.paths.shaped import Diagonal
 from fewstep.sampling import Callback
 from fewstep.solvers import Solver
 from fewstep_audio.mels import Mel
-from fewstep_audio.vocoder.frame_noise import frame_noise
 from fewstep_audio.metrics import MultiScaleMel
+from fewstep_audio.vocoder.frame_noise import frame_noise
 from fewstep_audio.vocoder.spaces import Space, linear
 
 

@@ -121,9 +121,12 @@ def test_adversarial_terms_see_waves_and_reach_every_step(run):
     drawn = module.drawn({"wave": wave})
     assert torch.allclose(module.seen(drawn.x0, drawn.cond), wave, atol=1e-4)
     outs = []
-    hook = module.student.denoiser.net.last.register_forward_hook(
-        lambda m, i, out: (out.retain_grad(), outs.append(out))
-    )
+
+    def kept(module, given, out):
+        out.retain_grad()
+        outs.append(out)
+
+    hook = module.student.denoiser.net.last.register_forward_hook(kept)
     sum(module.student_terms(module.reach(drawn, drawn.cond), drawn, {}).values()).backward()
     hook.remove()
     assert len(outs) == 2 and all(out.grad.abs().sum() > 0 for out in outs)

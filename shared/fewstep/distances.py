@@ -58,6 +58,26 @@ class ElementwiseHuber(Distance):
         return pseudo_huber((a - b).square(), self.c).flatten(1).mean(1)
 
 
+@dataclass(frozen=True, eq=False)
+class Within(Distance):
+    """Another distance over the elements whose mask is not 0, sample by sample: a mean is over as many as there are.
+
+    mask: broadcast against (B, ...).
+    """
+
+    distance: Distance
+    mask: Tensor
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        inside = self.mask.bool().expand_as(a)
+        return torch.cat([self.distance(u[m][None], v[m][None]) for u, v, m in zip(a, b, inside, strict=True)])
+
+
+def within(distance: Distance, mask: Tensor | None) -> Distance:
+    """The distance itself without a mask."""
+    return distance if mask is None else Within(distance, mask)
+
+
 def pseudo_huber(square: Tensor, c: float) -> Tensor:
     """sqrt(square + c^2) - c, without cancellation for small squares."""
     return square / (torch.sqrt(square + c * c) + c)

@@ -11,7 +11,7 @@ from fewstep.denoiser import Cond, Denoise, Denoiser
 from fewstep.grids import Grid
 from fewstep.guidance.cfg import Guided
 from fewstep.guidance.schedules import Scale
-from fewstep.sampling import Callback, sample
+from fewstep.sampling import Callback, Noise, sample
 from fewstep.solvers.base import Solver
 
 
@@ -51,10 +51,11 @@ class Generator(nn.Module):
         y: Tensor | None = None,
         steps: int | None = None,
         solver: Solver | None = None,
-        generator: torch.Generator | None = None,
+        generator: Noise | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
-        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own."""
+        """noise: (B, ...) standard normal -> (B, ...) in the space of the path; steps and solver replace the generator's own;
+        generator: see `sample`."""
         path = self.denoiser.path
         grid = self.grid(path, self.steps if steps is None else steps)
         return sample(
@@ -91,6 +92,13 @@ class Generator(nn.Module):
             ValueError: here, where nothing is known of the conditions.
         """
         raise ValueError(f"{type(self).__name__} has no unconditional branch, so it cannot be guided")
+
+    def mask(self, cond: Cond) -> Tensor | None:
+        """1 where states with these conditions hold data and 0 where they are padded, broadcast against (B, ...); None: data everywhere.
+
+        Losses and figures look at the data alone. Networks see to it that padding changes nothing else.
+        """
+        return None
 
     def draw_conditions(self, generator: torch.Generator) -> Cond:
         """Conditions of one random sample, each without the dimension of the batch, for teacher pairs made without data; none here."""

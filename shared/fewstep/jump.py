@@ -26,7 +26,7 @@ from fewstep.generator import Generator
 from fewstep.grids import Grid, Uniform
 from fewstep.nets.scalars import with_scalars
 from fewstep.paths import expand
-from fewstep.sampling import Callback
+from fewstep.sampling import Callback, Noise
 from fewstep.solvers import DDIM
 from fewstep.solvers.base import Solver, data_form
 from fewstep.solvers.gamma import check_gamma
@@ -116,7 +116,7 @@ class JumpGenerator(Generator):
         y: Tensor | None = None,
         steps: int | None = None,
         solver: Solver | None = None,
-        generator: torch.Generator | None = None,
+        generator: Noise | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
         """noise -> data in jumps along the grid. A jump has no other solver and no estimate to call back about.

@@ -77,6 +77,27 @@ class LogNormalTimes(TimeSampler):
 
 
 @dataclass(frozen=True)
+class MixedTimes(TimeSampler):
+    """A share of the batch, rounded, by `second`, the rest by `first`.
+
+    Raises:
+        ValueError: a share outside of [0, 1].
+    """
+
+    first: TimeSampler
+    second: TimeSampler
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"the share of the second sampler is in [0, 1], not {self.share}")
+
+    def __call__(self, n: int, path: Path) -> Tensor:
+        rest = round(self.share * n)
+        return torch.cat([self.first(n - rest, path), self.second(rest, path)])
+
+
+@dataclass(frozen=True)
 class HalfLogNormalTimes(TimeSampler):
     """CTM's denoising levels (arXiv:2310.02279, official code): half of the batch as `LogNormalTimes`, the rest at the noisy end:
 

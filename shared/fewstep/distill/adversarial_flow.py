@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoiser import Cond
 from fewstep.discriminators.losses import AdversarialLoss, LeastSquares
 from fewstep.discriminators.penalties import Penalty
 from fewstep.discriminators.sample import feature_matching
@@ -69,13 +70,17 @@ class AdversarialFlow(AlternatingDistiller):
         noise, target, _, cond, y = pairs
         return Drawn(target, cond, y, self.guidance.draw(target), noise)
 
+    def seen(self, x0: Tensor, cond: Cond) -> Tensor:
+        """What discriminators and the distance look at: states as they are, unless a domain has its samples in another space."""
+        return x0
+
     def judged(self, x: Tensor) -> list[list[Tensor]]:
         """The layers and logits of all discriminators."""
         return [critic(x) for critic in self.critics["discriminators"].children()]
 
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """The reconstruction, and the losses and feature matching of all discriminators."""
-        own, x0 = reached.estimate.x0, drawn.x0
+        own, x0 = self.seen(reached.estimate.x0, drawn.cond), self.seen(drawn.x0, drawn.cond)
         with torch.no_grad():
             theirs = self.judged(x0)
         pairs = list(zip(theirs, self.judged(own), strict=True))
@@ -91,10 +96,11 @@ class AdversarialFlow(AlternatingDistiller):
     def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """The losses of all discriminators, and their penalties."""
         terms: Terms = {}
-        pairs = zip(self.judged(drawn.x0), self.judged(reached.estimate.x0), strict=True)
+        own, x0 = self.seen(reached.estimate.x0, drawn.cond), self.seen(drawn.x0, drawn.cond)
+        pairs = zip(self.judged(x0), self.judged(own), strict=True)
         terms["critic"] = torch.stack([self.adversarial.critic(r[-1], f[-1]).mean() for r, f in pairs]).sum()
         if self.penalty is not None and self.done % self.penalty.every == 0:
             critics = self.critics["discriminators"].children()
-            each = [self.penalty(lambda x, c=c: c(x)[-1], drawn.x0).mean() for c in critics]
+            each = [self.penalty(lambda x, c=c: c(x)[-1], x0).mean() for c in critics]
             terms["penalty"] = self.penalty.every * torch.stack(each).sum()
         return terms

@@ -112,9 +112,9 @@ class AlternatingDistiller(Distiller):
     def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """Scalars whose sum the critics minimise, on the same samples of the student without its graph."""
 
-    def closeness(self, own: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    def closeness(self, own: Tensor, wanted: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Also `energy`, the energy distance between both sets of samples as means of (B,): these methods match laws, not trajectories."""
-        return super().closeness(own, wanted) | {"energy": energy_terms(own, wanted)}
+        return super().closeness(own, wanted, mask) | {"energy": energy_terms(own, wanted)}
 
 
 def energy_terms(x: Tensor, y: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Cond
+from fewstep.distances import SquaredL2, within
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.generator import Generator
 from fewstep.grids import Grid
@@ -92,15 +93,15 @@ class Distiller(Shell):
         noise, w = torch.randn_like(x0), self.guidance.draw(x0)
         wanted = self.guidance.generate(self.teacher, noise, self.asked(cond), y, w)
         own = model.generate(noise, self.guidance.student_cond(cond, w), y)
-        return self.closeness(own, wanted) | model.scores(batch)
+        return self.closeness(own, wanted, model.mask(cond)) | model.scores(batch)
 
     def asked(self, cond: Cond) -> Cond:
         """What the teacher is asked for where the student is asked for cond."""
         return cond
 
-    def closeness(self, own: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    def closeness(self, own: Tensor, wanted: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """agreement: PSNR-like closeness, 10 log10(peak^2 / mse) with peak = 2; (B,)."""
-        mse = (own - wanted).square().flatten(1).mean(1)
+        mse = within(SquaredL2(), mask)(own, wanted)
         return {"agreement": 10 * torch.log10(4 / mse.clamp_min(1e-12))}
 
     def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

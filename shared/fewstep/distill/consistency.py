@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoise, Denoiser
-from fewstep.distances import Distance, PseudoHuber
+from fewstep.distances import Distance, PseudoHuber, within
 from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.intervals import Adjacent, Intervals
@@ -102,7 +102,8 @@ class Consistency(Distiller):
     def compare(self, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, cond: Cond, y: Tensor | None) -> Tensor:
         """The weighted loss between two states, (B,)."""
         f, target = self.end_point(self.student.denoiser, cond, y), self.target_point(cond, y)
-        return self.weighted(consistency_loss(f, target, x_t, t, x_s, s, self.end(t), self.distance), t, s)
+        distance = within(self.distance, self.student.mask(cond))
+        return self.weighted(consistency_loss(f, target, x_t, t, x_s, s, self.end(t), distance), t, s)
 
     def weighted(self, loss: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """w(t, s) loss, (B,)."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Cond
-from fewstep.distances import Distance, PseudoHuber
+from fewstep.distances import Distance, PseudoHuber, within
 from fewstep.distill.base import Distiller
 from fewstep.distill.guidance import TeacherGuidance
 from fewstep.distill.jump_times import TeacherSpans
@@ -147,13 +147,14 @@ class CTM(Distiller):
 
     def measure(self, s: Tensor, cond: Cond, y: Tensor | None) -> Distance:
         """The distance of what was pushed from times s, with the teacher's conditions at hand."""
-        return self.distance
+        return within(self.distance, self.student.mask(cond))
 
     def denoise(self, x0: Tensor, cond: Cond, y: Tensor | None) -> Tensor:
         """L_DSM, a scalar: g(x, t, t) against the data."""
         student = cast(JumpGenerator, self.student)
         t = self.times(len(x0), student.denoiser.path).to(x0.device)
-        return denoising_loss(student.denoiser, x0, torch.randn_like(x0), t, student.told(t, x0, cond), y).mean()
+        told, mask = student.told(t, x0, cond), student.mask(cond)
+        return denoising_loss(student.denoiser, x0, torch.randn_like(x0), t, told, y, mask).mean()
 
     def further(self, x0: Tensor, x_t: Tensor, t: Tensor, cond: Cond, y: Tensor | None) -> Terms:
         """Scalars to be balanced and added, such as a discriminator's loss on G(x_t, t -> 0); none here."""

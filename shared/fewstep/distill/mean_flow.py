@@ -84,7 +84,10 @@ class MeanFlow(AverageVelocity):
                 lambda x, t, r: student.velocity(x, t, r, *rows), x_t[:m], target[:m], t[:m], r[:m], self.mode
             )
             target = torch.cat([moving, target[m:]])
-        return {"mean_flow": mean_flow_loss(student.velocity(x_t, t, r, told, y), target, self.power, self.c).mean()}
+        pred, mask = student.velocity(x_t, t, r, told, y), student.mask(cond)
+        if mask is not None:  # the square is summed: what is 0 has no part in it
+            pred, target = mask * pred, mask * target
+        return {"mean_flow": mean_flow_loss(pred, target, self.power, self.c).mean()}
 
     @torch.no_grad()
     def guided(self, v: Tensor, x_t: Tensor, t: Tensor, cond: Cond, y: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoiser
+from fewstep.distances import SquaredL2, within
 from fewstep.generator import Generator
 from fewstep.null_conditions import drop_conditions
 from fewstep.times import TimeSampler, UniformTimes
@@ -13,15 +14,21 @@ from fewstep.train.shell import Batch, Shell, Terms
 
 
 def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond | None = None, y: Tensor | None = None
+    denoiser: Denoiser,
+    x0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    cond: Cond | None = None,
+    y: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Mean square of out - target at x_t = a x0 + b y + s eps, shape (B,).
+    """Mean square of out - target at x_t = a x0 + b y + s eps, shape (B,); over the mask where there is one.
 
     With a preconditioner the target has unit variance at every t, so this is EDM's weighting (arXiv:2206.00364, eq. 8).
     """
     x_t = denoiser.path.sample(x0, eps, t, y)
     target = denoiser.prediction.target(x0, eps, denoiser.path.coeffs(t, x0), y)
-    return (denoiser.raw(x_t, t, cond, y) - target).square().flatten(1).mean(1)
+    return within(SquaredL2(), mask)(denoiser.raw(x_t, t, cond, y), target)
 
 
 class Denoising(Shell):
@@ -56,14 +63,16 @@ class Denoising(Shell):
         x0, cond, y = self.student.prepare(batch)
         cond, _ = drop_conditions(self.student, cond, x0, self.drop)
         t = self.times(len(x0), self.student.denoiser.path).to(x0.device)
-        return {"denoising": denoising_loss(self.student.denoiser, x0, torch.randn_like(x0), t, cond, y).mean()}
+        mask, eps = self.student.mask(cond), torch.randn_like(x0)
+        return {"denoising": denoising_loss(self.student.denoiser, x0, eps, t, cond, y, mask).mean()}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The denoising loss on held-out data, and the domain's own figures of the model's samples."""
         assert isinstance(model, Generator)
         x0, cond, y = model.prepare(batch)
         t = self.times(len(x0), model.denoiser.path).to(x0.device)
-        return {"denoising": denoising_loss(model.denoiser, x0, torch.randn_like(x0), t, cond, y)} | model.scores(batch)
+        loss = denoising_loss(model.denoiser, x0, torch.randn_like(x0), t, cond, y, model.mask(cond))
+        return {"denoising": loss} | model.scores(batch)
 
     def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return cast(Generator, model).preview(batch)

@@ -1,0 +1,156 @@
+"""`python -m fewstep_audio.bench.enhancement`: enhancement at 1 to 60 evaluations on noisy spoken digits and on recorded noise.
+
+Systems: the noisy speech itself, a Wiener filter, the predictive network, the Schroedinger bridge, the SGMSE+ teacher (30 predictor-
+corrector steps, 60 evaluations), its students and StoRM, each trained by its recipe in DIR/SEED/RECIPE after those that it needs.
+Finished trainings and rows lie there and are not made again, so that an interrupted bench goes on.
+
+Test set: held-out takes, several to a clip, with white, coloured and babble noise at 0, 2.5, 5, 7.5 and 10 dB, the same for all
+systems and seeds. Figures: SI-SDR (dB), narrow-band PESQ, ESTOI; evaluations, and CPU seconds per second of sound on one thread.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.bench.timing import machine, write
+from fewstep.train.shell import iteration_seed
+from fewstep_audio.bench.trained import trained
+from fewstep_audio.data.degradation import AddedNoise
+from fewstep_audio.data.enhancement_crops import DegradedCrops
+from fewstep_audio.data.fsdd import SpokenDigits
+from fewstep_audio.data.pairs import NoisyPairs, match_folders
+from fewstep_audio.data.recordings import Recordings
+from fewstep_audio.enhancement.enhancer import pretrained_enhancer
+from fewstep_audio.enhancement.wiener import wiener
+from fewstep_audio.metrics import estoi, pesq, si_sdr
+
+RATE, SAMPLES = 8000, 24000
+SNRS = (0.0, 2.5, 5.0, 7.5, 10.0)
+# Recipe -> the numbers of steps it is judged at.
+SYSTEMS = {
+    "fsdd_predictive": (1,),
+    "fsdd_sb": (1, 2, 4, 8, 16),
+    "fsdd_sgmse": (30,),
+    "fsdd_sgmse_student": (1, 2),
+    "fsdd_sgmse_cd": (1, 2),
+    "fsdd_storm": (10,),
+}
+
+# (noisy (1, N), index of the clip) -> (1, N).
+System = Callable[[Tensor, int], Tensor]
+
+
+class Clip(NamedTuple):
+    """A test item: {"clean", "noisy"}: (N,) each, and the SNR in dB, None for recorded noise."""
+
+    sound: dict[str, Tensor]
+    snr: float | None
+
+
+def digits(folder: str, clips: int) -> list[Clip]:
+    """`clips` mixtures at each SNR, of held-out takes; clip i is the same whatever their number."""
+    held_out = Recordings(SpokenDigits(folder).division()[1], RATE)
+    found = []
+    for k, snr in enumerate(SNRS):
+        data = DegradedCrops(held_out, SAMPLES, AddedNoise(snr, snr))
+        stride = max(len(data) // clips, 1)
+        seeds = (torch.Generator().manual_seed(iteration_seed(2024, k, i)) for i in range(clips))
+        found += [Clip(data.draw(stride * i % len(data), seed), snr) for i, seed in enumerate(seeds)]
+    return found
+
+
+def recorded(folder: str) -> list[Clip]:
+    """All pairs of folder/clean and folder/noisy, whole."""
+    pairs = NoisyPairs(match_folders(Path(folder) / "clean", Path(folder) / "noisy"), RATE, SAMPLES)
+    return [Clip(pairs.whole(i), None) for i in range(len(pairs))]
+
+
+def systems(seed: int, folder: Path, data: str, names: Sequence[str]) -> Iterator[tuple[str, int, int, System]]:
+    """(name, steps, evaluations, system), those without learning first."""
+    yield "noisy", 0, 0, lambda noisy, i: noisy
+    yield "wiener", 0, 0, lambda noisy, i: wiener(noisy)
+    for name in names:
+        model = pretrained_enhancer(str(trained(name, seed, folder, data)))
+        for steps in SYSTEMS[name]:
+            yield name, steps, model.evaluations(steps), partial(_run, model, seed, steps)
+
+
+def _run(model: Callable[..., Tensor], seed: int, steps: int, noisy: Tensor, i: int) -> Tensor:
+    return model(noisy, seed=seed, items=[i], steps=steps)
+
+
+@torch.no_grad()
+def judged(system: System, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    """One entry per clip."""
+    entries = []
+    for i, (sound, snr) in enumerate(clips):
+        start = time.process_time()
+        own = system(sound["noisy"][None], i)
+        spent, clean = time.process_time() - start, sound["clean"][None]
+        figures = {"si_sdr": si_sdr(own, clean), "pesq": pesq(own, clean, RATE), "estoi": estoi(own, clean, RATE)}
+        entries.append({"snr": snr, **{k: v.item() for k, v in figures.items()}, "cpu": spent * RATE / own.shape[1]})
+    return entries
+
+
+def means(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means of the figures; clips without a value (nan: no speech found) are left out and counted."""
+    found: dict[str, float] = {"clips": len(entries)}
+    for k in ("si_sdr", "pesq", "estoi", "cpu"):
+        values = torch.tensor([e[k] for e in entries], dtype=torch.float64)
+        found |= {
+            k: values.nanmean().item(),
+            **({f"{k}_skipped": int(values.isnan().sum())} if values.isnan().any() else {}),
+        }
+    return found
+
+
+def rows(
+    seed: int, folder: Path, data: str, names: Sequence[str], tests: dict[str, list[Clip]]
+) -> Iterator[dict[str, Any]]:
+    """A row per system and number of steps, as far as possible from files of an earlier run."""
+    for name, steps, evaluations, system in systems(seed, folder, data, names):
+        file = folder / str(seed) / f"{name}_{steps}.json"
+        if not file.is_file():
+            row: dict[str, Any] = {"system": name, "steps": steps, "evaluations": evaluations, "seed": seed}
+            for test, clips in tests.items():
+                entries = judged(system, clips)
+                row[test] = means(entries)
+                snrs = sorted({e["snr"] for e in entries} - {None})
+                row |= {f"{test} at {snr:g} dB": means([e for e in entries if e["snr"] == snr]) for snr in snrs}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(row, indent=2))
+        yield json.loads(file.read_text())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and judge what is missing, and print all rows as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m fewstep_audio.bench.enhancement", description=__doc__)
+    parser.add_argument("--digits", required=True, metavar="DIR", help="recordings of the Free Spoken Digit Dataset")
+    parser.add_argument("--pairs", metavar="DIR", help="folder of clean and noisy with recorded pairs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clips", type=int, default=40, help="at each of the five SNRs (default 40)")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench_enhancement"), metavar="DIR")
+    parser.add_argument("--out", metavar="FILE")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    tests = {"digits": digits(args.digits, args.clips)} | ({"pairs": recorded(args.pairs)} if args.pairs else {})
+    found = []
+    for seed in args.seeds:
+        for row in rows(seed, args.folder, args.digits, args.systems, tests):
+            found.append(row)
+            sys.stderr.write(f"seed {seed} {row['system']} {row['steps']} steps: {row['digits']}\n")
+    write({"bench": "enhancement", **machine(), "clips": args.clips, "rows": found}, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

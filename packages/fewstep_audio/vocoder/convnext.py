@@ -1,0 +1,75 @@
+"""ConvNeXt blocks over time: V2 with global response normalisation (arXiv:2301.00808), and V1 told a time (Vocos, arXiv:2306.00814).
+
+    V2   h + W2 GRN(gelu(W1 LN(depthwise_7(h))))
+         GRN(h)_c = gamma_c h_c n_c / mean(n) + beta_c + h_c,   n_c = the norm of channel c over time
+    V1   h + gamma W2 gelu(W1 (LN(depthwise_7(h)) (1 + scale(t)) + shift(t)))
+
+shapes: h (B, C, T)
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+
+class GlobalResponse(nn.Module):
+    """GRN of (B, T, C); the norms are over all frames that are seen, so a part of an utterance is normalised by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        # Not Tensor.norm, whose gradient at a channel of zeros is not a number in half precision.
+        norm = h.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+        return self.gamma * (h * norm / (norm.mean(-1, keepdim=True) + 1e-6)) + self.beta + h
+
+
+class ConvNeXtV2(nn.Module):
+    """(B, C, T) -> the same.
+
+    Args:
+        channels, inner: C, and the width of the perceptron.
+        drop_path: probability that a training sample skips the block (arXiv:1603.09382); the others are scaled by 1/(1 - p).
+    """
+
+    def __init__(self, channels: int, inner: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.depthwise = nn.Conv1d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.wide, self.response, self.narrow = (
+            nn.Linear(channels, inner),
+            GlobalResponse(inner),
+            nn.Linear(inner, channels),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        inner = self.norm(self.depthwise(h).mT)
+        inner = self.narrow(self.response(gelu(self.wide(inner)))).mT
+        if self.training and self.drop_path > 0:
+            kept = torch.rand(len(h), 1, 1, device=h.device, dtype=h.dtype) >= self.drop_path
+            inner = inner * kept / (1 - self.drop_path)
+        return h + inner
+
+
+class ConvNeXt(nn.Module):
+    """(B, C, T) and an embedding of the time (B, E) -> (B, C, T).
+
+    Args:
+        channels, inner: C, and the width of the perceptron; embed: E.
+        scale: gamma at the beginning; Vocos has 1 / the number of blocks.
+    """
+
+    def __init__(self, channels: int, inner: int, embed: int, scale: float) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.told = nn.Linear(embed, 2 * channels)
+        self.wide, self.narrow = nn.Linear(channels, inner), nn.Linear(inner, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.told(embedding)[:, None].chunk(2, -1)
+        inner = self.norm(self.depthwise(h).mT) * (1 + scale) + shift
+        return h + (self.gamma * self.narrow(gelu(self.wide(inner)))).mT

@@ -151,14 +151,14 @@ def _read_with_av(path: Path, error: Exception) -> tuple[np.ndarray, int]:
     if find_spec("av") is None:
         also = f"; {' '.join(AV_SUFFIXES)} with the package av" if path.suffix.lower() in AV_SUFFIXES else ""
         raise AudioError(f"{path}: cannot be read ({reason}); allowed: {_ALLOWED}{also}") from error
-    import av
+    import av  # pyright: ignore[reportMissingImports]
 
     try:
         with av.open(str(path)) as container:
             stream = container.streams.audio[0]
-            planar = av.AudioResampler(format="fltp")
-            frames = [f.to_ndarray() for packet in container.decode(stream) for f in planar.resample(packet)]
-            frames += [f.to_ndarray() for f in planar.resample(None)]
-            return np.concatenate(frames, axis=1).T, int(stream.rate)
+            planar = av.AudioResampler(format="fltp")  # (C, n) float32 in [-1, 1], whatever the codec's own samples are
+            parts = [part for frame in container.decode(stream) for part in planar.resample(frame)]
+            data = np.concatenate([part.to_ndarray() for part in (*parts, *planar.resample(None))], axis=1)
+            return data.T, int(stream.rate)
     except (av.FFmpegError, IndexError, ValueError) as failed:
         raise AudioError(f"{path}: cannot be read ({reason}); allowed: {_ALLOWED}") from failed

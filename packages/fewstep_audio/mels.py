@@ -152,7 +152,8 @@ def _slaney_edges(low: float, high: float, points: int) -> np.ndarray:
 
 def _htk_edges(low: float, high: float, points: int) -> np.ndarray:
     """Hz, from mel = 2595 log10(1 + f / 700)."""
-    mel = np.linspace(*(2595 * np.log10(1 + hz / 700) for hz in (low, high)), points)
+    first, last = (2595 * np.log10(1 + hz / 700) for hz in (low, high))
+    mel = np.linspace(first, last, points)
     return 700 * (10 ** (mel / 2595) - 1)
 
 

@@ -59,6 +59,25 @@ def test_clipping_is_told_with_its_share(tmp_path):
     assert torch.equal(read_audio(tmp_path / "x.wav").data, torch.tensor([[0.5, 1.0, -0.5, 1.0]]))
 
 
+def test_what_soundfile_cannot_decode_is_read_by_pyav(tmp_path):
+    av = pytest.importorskip("av")
+    wave = chirp(16000, 2)
+    with av.open(str(tmp_path / "x.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(wave.numpy(), format="fltp", layout="stereo")
+        frame.rate, frame.pts = 16000, 0
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    back = read_audio(tmp_path / "x.m4a")
+    assert back.rate == 16000 and len(back.data) == 2 and abs(back.data.shape[1] - 16000) <= 3 * 1024
+    error = (back.data[:, 2000:12000] - wave[:, 2000:12000]).square().mean() / wave.square().mean()
+    assert error < 0.02
+    assert audio_info(tmp_path / "x.m4a") == (16000, 2, back.data.shape[1])
+    assert torch.equal(torch.cat(list(read_blocks(tmp_path / "x.m4a", 999)), 1), back.data)
+    (tmp_path / "y.m4a").write_bytes((tmp_path / "x.m4a").read_bytes()[:2000])
+    with pytest.raises(AudioError, match="y.m4a: cannot be read"):
+        read_audio(tmp_path / "y.m4a")
+
+
 def bad_files(folder):
     write_audio(folder / "good.wav", Audio(chirp(4000, 1), 8000))
     write_audio(folder / "good.flac", Audio(chirp(40000, 1), 8000))

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.artifacts import read_config
+from fewstep import recipes
+from fewstep.artifacts import load, read_config
 from fewstep.metrics import frechet_distance
+from fewstep.train.fit import instantiate
 from fewstep_audio import recogniser as module
 from fewstep_audio.data.fsdd import SpokenDigits
 from fewstep_audio.data.recordings import Recordings
+from fewstep_audio.files import Audio, write_audio
 from fewstep_audio.mels import PRESETS
 from fewstep_audio.recogniser import DigitsRecogniser, fit_frames, recognise, recogniser, speech_features
 
@@ -53,6 +56,22 @@ def test_features_have_a_unit_of_their_own():
     features = speech_features(mels(5, 50))
     assert features.mean(1).abs().max() < 1e-5
     assert torch.allclose(features.var(1, correction=0), torch.ones(5), atol=1e-3)
+
+
+def test_its_recipe_takes_two_steps_and_leaves_a_recogniser(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recordings").mkdir()
+    for i, take in enumerate((0, 1, 5, 6, 7, 8)):
+        wave = 0.1 * torch.randn(1, 4000 + 100 * i, generator=torch.Generator().manual_seed(i))
+        write_audio(tmp_path / f"recordings/{i % 3}_ann_{take}.wav", Audio(wave, 8000))
+    small = ["--model.init_args.iterations=2", "--data.init_args.batch_size=3", "--trainer.val_check_interval=1"]
+    cli = instantiate(recipes.find("audio/fsdd_recogniser"), [*small, "--trainer.accelerator=cpu"])
+    before = {k: v.clone() for k, v in cli.model.student.state_dict().items()}
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    trained = load(tmp_path / "runs/fsdd_recogniser/last")
+    assert isinstance(trained, DigitsRecogniser) and trained(mels(2, 64)).shape == (2, 10)
+    assert any(not torch.equal(v, before[k]) for k, v in trained.state_dict().items())
+    assert 0 <= read_config(tmp_path / "runs/fsdd_recogniser/best")["provenance"]["scores"]["val/accuracy"] <= 1
 
 
 @pytest.mark.data

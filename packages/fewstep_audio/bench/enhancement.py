@@ -30,7 +30,7 @@ from fewstep_audio.data.pairs import NoisyPairs, match_folders
 from fewstep_audio.data.recordings import Recordings
 from fewstep_audio.enhancement.enhancer import pretrained_enhancer
 from fewstep_audio.enhancement.wiener import wiener
-from fewstep_audio.metrics import estoi, pesq, si_sdr
+from fewstep_audio.metrics import estoi, pesq, si_sdr, summary
 
 RATE, SAMPLES = 8000, 24000
 SNRS = (0.0, 2.5, 5.0, 7.5, 10.0)
@@ -94,22 +94,23 @@ def judged(system: System, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     for i, (sound, snr) in enumerate(clips):
         start = time.process_time()
         own = system(sound["noisy"][None], i)
-        spent, clean = time.process_time() - start, sound["clean"][None]
-        figures = {"si_sdr": si_sdr(own, clean), "pesq": pesq(own, clean, RATE), "estoi": estoi(own, clean, RATE)}
-        entries.append({"snr": snr, **{k: v.item() for k, v in figures.items()}, "cpu": spent * RATE / own.shape[1]})
+        spent, own, clean = time.process_time() - start, own[0], sound["clean"]
+        entries.append(
+            {
+                "snr": snr,
+                "si_sdr": si_sdr(own, clean).item(),
+                "pesq": pesq(own, clean, RATE, "nb"),
+                "estoi": estoi(own, clean, RATE),
+                "cpu": spent * RATE / len(own),
+            }
+        )
     return entries
 
 
-def means(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means of the figures; clips without a value (nan: no speech found) are left out and counted."""
-    found: dict[str, float] = {"clips": len(entries)}
-    for k in ("si_sdr", "pesq", "estoi", "cpu"):
-        values = torch.tensor([e[k] for e in entries], dtype=torch.float64)
-        found |= {
-            k: values.nanmean().item(),
-            **({f"{k}_skipped": int(values.isnan().sum())} if values.isnan().any() else {}),
-        }
-    return found
+def means(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures as `metrics.summary` puts them: mean, standard error, clips counted and skipped."""
+    figures = ("si_sdr", "pesq", "estoi", "cpu")
+    return {"clips": len(entries), **{k: summary([e[k] for e in entries])._asdict() for k in figures}}
 
 
 def rows(

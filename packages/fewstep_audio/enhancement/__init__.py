@@ -1,0 +1,1 @@
+"""Speech enhancement: networks over complex spectrograms, the enhancer and StoRM, their training, synthetic rooms."""

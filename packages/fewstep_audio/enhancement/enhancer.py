@@ -50,16 +50,16 @@ class Enhancer(Generator):
     ) -> None:
         super().__init__(denoiser, solver, grid, steps)
         self.spectrogram, self.rate = spectrogram or ComplexSpectrogram(), rate
-        bins = self.spectrogram.n_fft // 2 + 1
-        if bins % self.stride:
+        bins, stride = self.spectrogram.n_fft // 2 + 1, _stride(denoiser)
+        if bins % stride:
             raise ValueError(
-                f"{bins} bins (n_fft {self.spectrogram.n_fft}) are no multiple of the network's stride {self.stride}"
+                f"{bins} bins (n_fft {self.spectrogram.n_fft}) are no multiple of the network's stride {stride}"
             )
 
     @property
     def stride(self) -> int:
         """Frames come in multiples of it."""
-        return int(getattr(self.denoiser.net, "stride", 1))
+        return _stride(self.denoiser)
 
     def evaluations(self, steps: int | None = None) -> int:
         """Network calls of one sample."""
@@ -136,6 +136,10 @@ class Enhancer(Generator):
         noisy, clean = batch["noisy"][:1], batch["clean"][:1]
         row = torch.cat([self.encode(wave / peak(noisy))[0].norm(dim=0) for wave in (noisy, self(noisy), clean)], 1)
         return {"noisy_enhanced_clean": (row / row.max().clamp_min(1e-8)).flip(0).expand(3, -1, -1)}
+
+
+def _stride(denoiser: Denoiser) -> int:
+    return int(getattr(denoiser.net, "stride", 1))
 
 
 def peak(wave: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Storm(Enhancer):
     @property
     def stride(self) -> int:
         """Of both networks, powers of 2."""
-        return max(super().stride, self.predictor.stride if hasattr(self, "predictor") else 1)
+        return max(super().stride, self.predictor.stride)
 
     def evaluations(self, steps: int | None = None) -> int:
         """Network calls of one sample, those of the predictor included."""

@@ -109,16 +109,6 @@ class Mel:
         return _window(self.win)
 
     @property
-    def matrix(self) -> Tensor:
-        """The filters F, (bands, n_fft/2 + 1)."""
-        return _filters(self)
-
-    @property
-    def window(self) -> Tensor:
-        """(win,)."""
-        return _window(self.win)
-
-    @property
     def name(self) -> str:
         """That of the preset, or a description."""
         names = [name for name, preset in PRESETS.items() if preset == self]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from fewstep_audio.data.fsdd import SpokenDigits
@@ -18,17 +19,18 @@ class LabelledMels:
     tells nothing."""
 
     def __init__(self, recordings: Recordings, shift: int) -> None:
-        self.recordings, self.shift = recordings, shift
+        self.shift = shift
+        found = [recordings[i] for i in range(len(recordings))]
+        self.mels = [MEL(recording.wave[None]) for recording in found]
+        self.labels = [recording.utterance.label for recording in found]
 
     def __len__(self) -> int:
-        return len(self.recordings)
+        return len(self.mels)
 
     def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        utterance, wave = self.recordings[index]
-        mel = MEL(wave[None])
+        mel = self.mels[index]
         late = int(torch.randint(min(self.shift, max(FRAMES - mel.shape[2], 0)) + 1, (), generator=generator))
-        mel = torch.nn.functional.pad(mel, (late, 0), value=MEL.floor)
-        return {"x0": fit_frames(mel)[0], "label": torch.tensor(utterance.label)}
+        return {"x0": fit_frames(pad(mel, (late, 0), value=MEL.floor))[0], "label": torch.tensor(self.labels[index])}
 
 
 class DigitMels(SpeechData):

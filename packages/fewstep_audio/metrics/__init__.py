@@ -1,0 +1,10 @@
+from fewstep_audio.metrics.estoi import estoi as estoi
+from fewstep_audio.metrics.log_spectral import LogSpectral as LogSpectral
+from fewstep_audio.metrics.mcd import MelCepstral as MelCepstral
+from fewstep_audio.metrics.multi_resolution_stft import MultiResolutionStft as MultiResolutionStft
+from fewstep_audio.metrics.multi_scale_mel import MultiScaleMel as MultiScaleMel
+from fewstep_audio.metrics.pesq import pesq as pesq
+from fewstep_audio.metrics.score import Score as Score
+from fewstep_audio.metrics.score import Skipped as Skipped
+from fewstep_audio.metrics.score import summary as summary
+from fewstep_audio.metrics.si_sdr import si_sdr as si_sdr

@@ -39,7 +39,8 @@ PICTURE = 10.0
 class Vocoder(Protocol):
     """mel (B, bands, T) -> wave (B, N)."""
 
-    mel: Mel
+    @property
+    def mel(self) -> Mel: ...
 
     def vocode(self, mel: Tensor) -> Tensor: ...
 

@@ -113,7 +113,9 @@ def test_the_bench_fills_its_table(run, folder, monkeypatch, capsys):
     assert tts.main([*given, "--out", "tts.json"]) == 0
     table = json.loads(Path("tts.json").read_text())
     [seed] = table["seeds"]
-    assert [seed["rows"][k]["nfe"] for k in ("teacher, 2 steps", "teacher, 1 step", "student, 1 step", "student, 2 steps")] == [2, 1, 1, 2]
+    assert [
+        seed["rows"][k]["nfe"] for k in ("teacher, 2 steps", "teacher, 1 step", "student, 1 step", "student, 2 steps")
+    ] == [2, 1, 1, 2]
     assert seed["rows"]["teacher, 2 steps"]["to_teacher"] == 0
     assert all(0 <= row["accuracy"] <= 1 and row["frechet"] >= 0 for row in seed["rows"].values())
     assert table["medians"] == seed["rows"]

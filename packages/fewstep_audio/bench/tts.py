@@ -112,7 +112,9 @@ def trained(name: str, place: Path, seed: int, recordings: str) -> TextToSpeech:
     return cast(TextToSpeech, pretrained(str(place / name / "last")))
 
 
-def rows(teacher: TextToSpeech, student: TextToSpeech, reference: Mels, count: int, seed: int) -> dict[str, dict[str, Any]]:
+def rows(
+    teacher: TextToSpeech, student: TextToSpeech, reference: Mels, count: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Sampler -> figures, cost, and the distance to the teacher."""
     many, cost, nfe = said(teacher, count, seed, teacher.steps)
     other = said(teacher, count, seed + 1000, teacher.steps)[0]
@@ -147,7 +149,9 @@ def measured(args: Any, seed: int) -> dict[str, Any]:
         "samples": args.samples,
         "teacher": args.teacher,
         "student": args.student,
-        "parameters": {k: sum(p.numel() for p in m.parameters()) for k, m in (("teacher", teacher), ("student", student))},
+        "parameters": {
+            k: sum(p.numel() for p in m.parameters()) for k, m in (("teacher", teacher), ("student", student))
+        },
         "real": floor | {"samples": len(test)},
         "rows": rows(teacher, student, reference, args.samples, seed),
     }

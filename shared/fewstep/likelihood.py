@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def log_likelihood(
     end, change = flow_density(denoise, x, path, grid.flip(0), trace, y)
     if prior is not None:
         return prior(end) - change
-    a, b, s = (v.item() for v in path.schedule(grid[0].double()))
+    a, b, s = path.levels(grid[0].item())
     z = (end if y is None else end - (a + b) * y) / s
     return -0.5 * (z.square() + math.log(2 * math.pi * s**2)).flatten(1).sum(1) - change
 
@@ -156,6 +157,7 @@ class SDE(NamedTuple):
     s: float
 
 
+@lru_cache(maxsize=1024)
 def sde(path: Path, t: float) -> SDE:
     """f = a'/a and g^2 = (s^2)' - 2 f s^2 of the path at a time.
 
@@ -204,5 +206,5 @@ class ItoLogDensity(Callback):
 
     def _centred(self, x: Tensor, t: float) -> Tensor:
         if self.y is not None:
-            x = x - self.path.schedule(torch.tensor(t, dtype=torch.float64))[1].item() * self.y
+            x = x - self.path.levels(t)[1] * self.y
         return x.flatten(1)

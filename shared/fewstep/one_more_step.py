@@ -41,5 +41,5 @@ def one_more_step(
         if uncond is None:
             raise ValueError(f"cfg is {cfg} but no unconditional network is given; allowed: cfg = 1 without one")
         out = torch.lerp(uncond(noise), out, cfg)
-    a, _, s = (k.item() for k in path.schedule(torch.tensor(path.t_max, dtype=torch.float64)))
+    a, _, s = path.levels(path.t_max)
     return s * (noise if fresh is None else fresh) - a * out

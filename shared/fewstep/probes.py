@@ -68,7 +68,7 @@ def intrinsic_dimension(
     """
     d = x0[0].numel()
     n = 4 * d if samples is None else samples
-    a, _, s = (v.item() for v in path.schedule(torch.tensor(t, dtype=torch.float64)))
+    a, _, s = path.levels(t)
     spectra = []
     for point in x0:
         device = x0.device if generator is None else generator.device
@@ -86,7 +86,7 @@ def flipd(denoise: Denoise, x0: Tensor, path: Path, t: float, trace: Trace | Non
 
     It is d log p(x0 convolved with noise of level rho)/d log rho + D. trace: exact where not given.
     """
-    a, _, s = (v.item() for v in path.schedule(torch.tensor(t, dtype=torch.float64)))
+    a, _, s = path.levels(t)
     x = a * x0
     v, scale = (trace or ExactTrace()).directions(x)
     eps, tr = value_and_trace(lambda x: denoise(x, t).eps, x, v, scale)

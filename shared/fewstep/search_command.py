@@ -4,7 +4,7 @@ import argparse
 
 from fewstep.command import Command
 
-METHODS = ("fit", "olss", "boss", "evolve", "usf")
+METHODS = ("fit", "olss", "boss", "evolve", "usf", "q_sched")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +15,18 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default="fit",
-        help="fit: times and weights together (default); usf: solver schedules; evolve, boss: times; olss: weights",
+        help="fit: times and weights together (default); usf: solver schedules; evolve, boss: times; olss: weights; q_sched: "
+        "scales of outputs and states",
     )
     parser.add_argument(
         "--batch", metavar="FILE", help="conditions: safetensors with the tensors of a data batch of this model"
     )
     parser.add_argument("--shape", type=int, nargs="+", metavar="N", help="of one state, for models without conditions")
+    parser.add_argument(
+        "--target",
+        metavar="MODEL",
+        help="whose end points to reach, e.g. before quantisation (default: the model's own)",
+    )
     parser.add_argument("--starts", type=int, default=128, help="noises to search with (default 128)")
     parser.add_argument("--batch-size", type=int, default=32, help="starts evaluated together (default 32)")
     parser.add_argument("--reference-steps", type=int, default=100, help="steps of the fine solver (default 100)")

@@ -166,6 +166,12 @@ def test_finished_rows_are_written_without_training(tmp_path, monkeypatch, capsy
     assert json.loads(out.read_text())["rows"] == [row]
     assert "| kd | 1 |" in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").is_file()
+    # What the table has stays, whether or not its folder does.
+    for seed in (1, 0):
+        out.write_text(json.dumps({"rows": [row | {"seed": seed, "cpu_seconds": 7.0}]}))
+        assert distill.main(argv=options) == 0
+        seconds = {r["seed"]: r["cpu_seconds"] for r in json.loads(out.read_text())["rows"]}
+        assert seconds == ({0: row["cpu_seconds"], 1: 7.0} if seed else {0: 7.0})
 
 
 def test_the_guidance_of_a_recipe_is_the_middle_of_its_range():

@@ -22,7 +22,7 @@ from fewstep.guidance.guide import Guide
 from fewstep.guidance.inner import cosine, dot
 from fewstep.guidance.interval import Interval
 from fewstep.guidance.linear_ag import LinearAG, Recorded, fit_linear_ag
-from fewstep.guidance.perp_neg import PerpNeg, adaptive_perp_neg, perp_neg, severity_weights
+from fewstep.guidance.perp_neg import PerpNeg, severity_weights
 from fewstep.guidance.rescale import Rescale
 from fewstep.guidance.residual import Recalled, ResidualCFG
 from fewstep.guidance.rule import Mixed
@@ -516,10 +516,12 @@ def test_severity_scales_the_wrong_views():
     close(w[1], torch.tensor([0.0, -2.0, 0.0], dtype=torch.float64))  # p = 1: plain Perp-Neg
     assert severity_weights(errors, wanted, weights, k=9.0, temperature=0.1).min() == -8.0  # at most 4 times
     x = normal(2, DIM)
-    c, u, *negatives = (world(x, 0.5) for world in (*worlds(), *(gaussian(PATH, m, 1.0, dim=DIM) for m in (1.0, -2.0))))
-    ours = adaptive_perp_neg(c, u, negatives, 3.0, w[:, 1:])
+    branches = (*worlds(), *(gaussian(PATH, m, 1.0, dim=DIM) for m in (1.0, -2.0)))
+    ours = Mixed(branches, PerpNeg(3.0, w[:, 1:].unbind(1)))(x, 0.5)
     for i in range(2):
-        close(ours.x0[i], perp_neg(c, u, negatives, 3.0, w[i, 1:].tolist()).x0[i])
+        close(ours.x0[i], Mixed(branches, PerpNeg(3.0, tuple(w[i, 1:].tolist())))(x, 0.5).x0[i])
+    with pytest.raises(ValueError, match="<= 0"):
+        PerpNeg(3.0, (-w[:, 1],))
 
 
 # Adaptive Guidance

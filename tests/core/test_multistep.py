@@ -17,8 +17,10 @@ from fewstep.sampling import Callback, sample
 from fewstep.solvers.bdia import BDIA
 from fewstep.solvers.ddim import DDIM
 from fewstep.solvers.deis import DEIS, rises
+from fewstep.solvers.dpmpp_2m import DPMpp2M
 from fewstep.solvers.exponential import Step
 from fewstep.solvers.heavy_ball import GHVB, HeavyBall, Nesterov
+from fewstep.solvers.heavy_ball_2m import HeavyBall2M
 from fewstep.solvers.ipndm import IPNDM, adams_bashforth
 from fewstep.solvers.lms import LMS
 from fewstep.solvers.pndm import PLMS, PNDM
@@ -279,6 +281,30 @@ def test_finite_rows_are_the_recursion_with_infinite_memory(kind, nominal, path)
     world, x, grid = correlated(path), normal(5, 3), Uniform()(path, 15)
     ours = sample(world, x, path, kind(nominal), grid)
     torch.testing.assert_close(ours, momentum_by_hand(kind, nominal, world, x, path, grid), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", [VP(), RectifiedFlow(), ResidualShift()], ids=name)
+def test_momentum_on_2m_averages_its_bracket(path):
+    grid = Uniform()(path, 12)
+    world, x, beta, u, before = correlated(path), normal(5, 3), 0.7, None, None
+    ours = sample(world, x, path, HeavyBall2M(beta), grid)
+    lam = path.log_snr(grid)
+    for i, (t, s) in enumerate(itertools.pairwise(grid)):
+        m = world(x, t.item()).x0
+        ratio = (lam[i + 1] - lam[i]) / (lam[i] - lam[i - 1]) if before is not None else torch.tensor(0.0)
+        bracket = m if not ratio.isfinite() or ratio == 0 else m + ratio * (m - before) / 2
+        u, before = bracket if u is None else (1 - beta) * u + beta * bracket, m
+        (a, _, n), (a_next, _, n_next) = path.schedule(t), path.schedule(s)
+        x = n_next / n * x + (a_next - a * n_next / n) * u
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+
+
+def test_full_weight_of_the_new_bracket_is_2m():
+    path, grid = VP(), Uniform()(VP(), 8)
+    for a, b in zip(HeavyBall2M(1.0).plan(path, grid), DPMpp2M().plan(path, grid), strict=True):
+        assert (a.x[0], *a.e) == pytest.approx((b.x[0], *b.e), rel=1e-12)
+    with pytest.raises(ValueError, match="beta"):
+        HeavyBall2M(0.0)
 
 
 def pndm_by_hand(starts, points, world, x, path, grid):

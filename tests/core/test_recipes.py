@@ -176,57 +176,57 @@ CALLBACKS = """[{class_path: fewstep.train.ema.EMA, init_args: {decay: 0.99}},
 
 
 @pytest.fixture(scope="module")
-def fork():
-    """arguments of `fewstep fit` -> process id of a run with them; from a process that has imported all of it and never trained."""
+def processes():
+    """words of a line -> what `fork_worker.py` answers."""
     command = [sys.executable, str(Path(__file__).with_name("fork_worker.py"))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as worker:
+    ) as process:
 
-        def started(*args):
-            worker.stdin.write("\0".join([os.getcwd(), *args]).replace("\n", " ") + "\n")
-            worker.stdin.flush()
-            return int(worker.stdout.readline())
+        def told(*words):
+            process.stdin.write("\0".join(map(str, words)).replace("\n", " ") + "\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip() if words != ("end",) else None
 
-        yield started
+        yield told
+
+
+@pytest.fixture
+def worker(processes):
+    """The same, for the objects of one recipe."""
+    yield processes
+    processes("end")
 
 
 # The digits' recipes are the toy ones' methods.
 @pytest.mark.parametrize("name", [n for n in ALL if not n.startswith("digits")])
-def test_a_killed_run_resumes_bit_for_bit(run, fork, tmp_path, name):
+def test_a_killed_run_resumes_bit_for_bit(run, worker, tmp_path, name):
     run(name)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    recipe = [
-        f"--config={recipes.find(name)}",
-        *options(name, run.folder),
-        f"--model.init_args.iterations={ITERATIONS}",
-    ]
-    recipe += ["--model.init_args.ratio=3"] if "ratio:" in TEXT[name] else []
-    recipe += [
+    given = [*options(name, run.folder), f"--model.init_args.iterations={ITERATIONS}"]
+    given += ["--model.init_args.ratio=3"] if "ratio:" in TEXT[name] else []
+    given += [
         f"--model.init_args.{v}"
         for v in ("degradation=9", "kept=3", "backtracking=0.5")
         if "degradation:" in TEXT[name]
     ]
-    recipe += ["--trainer.logger=false", "--trainer.val_check_interval=25", f"--trainer.callbacks={CALLBACKS}"]
+    given += ["--trainer.logger=false", "--trainer.val_check_interval=25", f"--trainer.callbacks={CALLBACKS}"]
 
-    def fit(folder, *more):
-        given = ["fit", *recipe, f"--trainer.default_root_dir={folder}", *more]
-        with pytest.raises(SystemExit, match="^0$"):
-            main(given)
-
-    fit(whole)
+    assert worker("make", run.folder, recipes.find(name), *given, "--trainer.default_root_dir=.") == "made"
+    assert worker("wait", worker("fit", whole)) == str(ITERATIONS)
     checkpoint = broken / "last.ckpt"
-    process = fork("fit", *recipe, f"--trainer.default_root_dir={broken}")
+    process = worker("fit", broken)
     until = time.monotonic() + 120
     while not checkpoint.exists():
         assert time.monotonic() < until, "no checkpoint within two minutes"
         time.sleep(0.001)
     time.sleep(random.random() * 0.02)
-    os.kill(process, signal.SIGKILL)
+    os.kill(int(process), signal.SIGKILL)
+    assert worker("wait", process) == str(-signal.SIGKILL)
     reached = torch.load(checkpoint, weights_only=True)["state_dict"]["iteration"].item()
     assert 0 < reached < ITERATIONS
     assert not (broken / "last").exists()
-    fit(broken, f"--ckpt_path={checkpoint}")
+    assert worker("wait", worker("fit", broken, checkpoint)) == str(ITERATIONS - reached)
 
     a, b = (torch.load(where / "last.ckpt", weights_only=True) for where in (whole, broken))
     average = next(k for k in a["callbacks"] if k.startswith("EMA"))

@@ -52,7 +52,12 @@ def alone(method):
 
 @pytest.mark.parametrize(
     ("method", "strategy", "accumulate"),
-    [("plain", "ddp", 2), ("plain", "fsdp", 1), ("dmd2", "ddp_find_unused_parameters_true", 1)],
+    [
+        ("plain", "ddp", 2),
+        ("plain", "fsdp", 1),
+        ("dmd2", "ddp_find_unused_parameters_true", 1),
+        ("dmd2", "fsdp", 1),
+    ],
 )
 def test_two_processes_train_as_one_with_the_joint_batch(method, strategy, accumulate, tmp_path):
     ranks = trained(tmp_path / "two", 8, strategy, accumulate, method)

@@ -872,7 +872,7 @@ def test_asynchronous_scores_pull_a_displaced_student_back(mean):
 
 
 def test_what_is_forgotten_is_validated_by_what_stands_for_it():
-    model = ScoreForgetting(classes(), 10, forget=2, override=0)
+    model = ScoreForgetting(classes(), 10, forget=2, override=0, guidance=TeacherGuidance())
     asked = model.asked({"label": torch.arange(4)})["label"]
     assert asked.tolist() == [0, 1, 0, 3]
     seen = []

@@ -7,22 +7,23 @@ from random import Random
 import pytest
 import torch
 from torch import nn
-from worlds import normal
+from worlds import name, normal
 
 from fewstep.denoiser import Denoiser
 from fewstep.grids import LogSNR, Uniform
-from fewstep.paths import DDPM, VP, RectifiedFlow
-from fewstep.prediction import U
+from fewstep.paths import DDPM, VP, RectifiedFlow, ResidualShift
+from fewstep.precondition import EDMPrecondition
+from fewstep.prediction import X0, Eps, Residual, U, V
 from fewstep.sampling import sample
 from fewstep.search import reference
 from fewstep.search.evolve import Evolution, evolve
-from fewstep.search.q_sched import ScaledModel, grid_search, scaled_states, search_q_sched
+from fewstep.search.q_sched import grid_search, scaled_outputs, scaled_states, search_q_sched
 from fewstep.search.ranking import Ranker
-from fewstep.search.starts import error, fine_grid
+from fewstep.search.starts import Starts, error, fine_grid
 from fewstep.search.subsets import Subsets
 from fewstep.search.times import candidate_times, even, search_times
 from fewstep.search.usf import Genomes, presets, search_usf
-from fewstep.solvers import DDIM, DPMpp2M, UniPC
+from fewstep.solvers import DDIM, PLMS, DPMpp2M, UniPC
 from fewstep.solvers.table import Table
 from fewstep.toy import ring
 
@@ -163,35 +164,55 @@ def test_the_ranker_learns_an_order():
 
 
 class Spoiled(nn.Module):
-    """The velocity of one Gaussian, too large by 1/scale(t)."""
+    """The velocity of one Gaussian around `mean`, too large by 1/scale(t)."""
 
-    def __init__(self, scale):
+    def __init__(self, scale, mean=0.0):
         super().__init__()
-        self.scale, self.seen = scale, []
+        self.scale, self.mean = scale, mean
 
-    def forward(self, x, t, w=None):
-        self.seen.append(w)
+    def forward(self, x, t):
         t = t[:, None]
         v = (1 - t) ** 2 * 0.09 + t**2
-        return (t / v * x - (1 - t) * 0.09 / v * x) / self.scale(t)
+        return ((t - (1 - t) * 0.09) / v * (x - (1 - t) * self.mean) - self.mean) / self.scale(t)
 
 
 def test_the_search_finds_the_coefficients_that_a_network_was_spoiled_by():
     path, grid = RectifiedFlow(), Uniform()(RectifiedFlow(), 5)
-    table, x = Table.of(DDIM(), path, grid), normal(64, 1)
-    # c_e runs from m at t = 1 to 1 at the last label, .2: linear in t.
-    denoiser = Denoiser(Spoiled(lambda t: 1 + (0.9 - 1) * (t - 0.2) / 0.8), path, U(), {"w": 2.0})
-    right = sample(Denoiser(Spoiled(lambda t: 1.0), path, U()).bind(), x, path, table, table.grid)
+    table = Table.of(DPMpp2M(), path, grid)
+    # c_e runs from m = .9 at t = 1 to 1 at the last evaluation, t = .2: linear in t. A mean is what no c_x could make up for.
+    spoiled = Denoiser(Spoiled(lambda t: 1 + (0.9 - 1) * (t - 0.2) / 0.8, 0.7), path, U()).bind()
+    right = Denoiser(Spoiled(lambda t: 1.0, 0.7), path, U()).bind()
+    part, unseen = (
+        Starts(spoiled, x, sample(right, x, path, table, grid)) for x in (normal(64, 2, seed=1), normal(64, 2, seed=2))
+    )
+    own = search_q_sched(table, U(), [part], axis=(0.8, 0.9, 1.0, 1.1))
+    assert error(own, path, grid, [unseen]) < 1e-8
+    assert error(table, path, grid, [unseen]) > 1e-2
 
-    def objective(model, own):
-        return (sample(model.bind(), x, path, own, own.grid) - right).square().mean().item()
 
-    model, own = search_q_sched(denoiser, table, objective, axis=(0.8, 0.9, 1.0, 1.1))
-    assert objective(model, own) < 1e-16
-    assert objective(denoiser, table) > 1e-5
-    assert isinstance(model.net, ScaledModel)
-    assert model.net.scales == pytest.approx((1.0, 0.975, 0.95, 0.925, 0.9))
-    assert all(w is not None and (w == 2.0).all() for w in denoiser.net.seen)
+@pytest.mark.parametrize("prediction", [X0(), Eps(), V(), U(), Residual(), EDMPrecondition(0.5)], ids=name)
+@pytest.mark.parametrize("solver", [DDIM(), DPMpp2M(), UniPC(2), UniPC(2, uses="eps"), PLMS()], ids=name)
+def test_scaled_outputs_are_those_of_a_scaled_network(solver, prediction):
+    path, x, y = ResidualShift(), normal(4, 3, seed=1), normal(4, 3, seed=2)
+    table = Table.of(solver, path, torch.tensor([14.0, 10, 6, 3, 1, 0], dtype=torch.float64))
+    scales = torch.linspace(0.8, 1.1, table.nfe, dtype=torch.float64).tolist()
+
+    class Net(nn.Module):
+        """Its answer is scaled by the number of the evaluation."""
+
+        def __init__(self, scales):
+            super().__init__()
+            self.scales = iter(scales)
+
+        def forward(self, x, t):
+            return (2 * x).sin() * next(self.scales)
+
+    plain = sample(Denoiser(Net(scales), path, prediction).bind(y=y), x, path, table, table.grid, y)
+    ones = Denoiser(Net([1.0] * table.nfe), path, prediction).bind(y=y)
+    own = scaled_outputs(table, prediction, scales)
+    torch.testing.assert_close(sample(ones, x, path, own, own.grid, y), plain, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match=f"{table.nfe} evaluations"):
+        scaled_outputs(table, prediction, (1.0,))
 
 
 def test_scaled_states_are_scaled_before_every_step():
@@ -211,15 +232,6 @@ def test_scaled_states_are_scaled_before_every_step():
     )
     with pytest.raises(ValueError, match="4 rows"):
         scaled_states(table, (1.0,))
-
-
-def test_scales_are_linear_between_labels_and_constant_beyond():
-    model = ScaledModel(nn.Identity(), (1.0, 3.0), (2.0, 4.0))
-    model.net = type("One", (nn.Module,), {"forward": lambda self, x, t: torch.ones_like(x)})()
-    t = torch.tensor([0.0, 1.0, 2.0, 3.0, 9.0])
-    assert model(torch.zeros(5, 2), t)[:, 0].tolist() == [2.0, 2.0, 3.0, 4.0, 4.0]
-    with pytest.raises(ValueError, match="rising"):
-        ScaledModel(nn.Identity(), (3.0, 1.0), (2.0, 4.0))
 
 
 def test_a_grid_search_is_exhaustive():

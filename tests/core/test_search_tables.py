@@ -14,13 +14,15 @@ from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator
 from fewstep.grids import LogSNR, Uniform
 from fewstep.paths import VP, RectifiedFlow
-from fewstep.prediction import U
+from fewstep.prediction import X0, U
 from fewstep.sampling import sample
 from fewstep.search import boss_steps, fit_olss, fit_table, reference, search_boss
 from fewstep.search.evolve import Evolution
 from fewstep.search.fit import Effort, Fit, grown, nearest, refined, regressed_tables, usual_grids
+from fewstep.search.problem import Items, problem
 from fewstep.search.row_numbers import LARGEST, NOISE, OUTLIER, EndPoints, RowNumbers
 from fewstep.search.starts import error, fine_grid, hardest, joined, taken
+from fewstep.search_command import METHODS
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
 from fewstep.solvers.table import Table
@@ -258,7 +260,20 @@ def test_the_hardest_starts_are_those_near_a_border():
     assert both.y is None
 
 
-@pytest.mark.parametrize("method", ["boss", "fit", "olss"])
+def test_end_points_may_be_those_of_another_network():
+    path, items = RectifiedFlow(), Items((2,), {}, None)
+    model, other = (Generator(Denoiser(Velocity(), path, p), DDIM(), Uniform(), 8) for p in (U(), X0()))
+    own = problem(other, items, starts=4, steps=20)
+    mixed = problem(model, items, starts=4, steps=20, target=other)
+    for a, b in zip((*own.fit, *own.report), (*mixed.fit, *mixed.report), strict=True):
+        assert torch.equal(a.target, b.target)
+        assert b.denoise.denoiser is model.denoiser
+    assert not torch.equal(problem(model, items, starts=4, steps=20).fit[0].target, own.fit[0].target)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        problem(model, items, starts=4, target=Generator(Denoiser(Velocity(), VP(), U()), DDIM(), Uniform(), 8))
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_verb_writes_a_table_that_samples(method, tmp_path, capsys, monkeypatch):
     denoiser = Denoiser(Velocity(), RectifiedFlow(), U())
     model = Generator(denoiser, DDIM(), Uniform(), 8)

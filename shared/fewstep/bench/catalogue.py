@@ -13,6 +13,7 @@ from fewstep.solvers.dpm_singlestep import DPM2S, DPM3S, DPMpp2S, DPMpp3S
 from fewstep.solvers.dpmpp_2m import DPMpp2M
 from fewstep.solvers.euler_maruyama import EulerMaruyama
 from fewstep.solvers.heavy_ball import GHVB, HeavyBall, Nesterov
+from fewstep.solvers.heavy_ball_2m import HeavyBall2M
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.ipndm import IPNDM
 from fewstep.solvers.lms import LMS
@@ -53,6 +54,7 @@ DETERMINISTIC: dict[str, Solver] = {
     "GHVB 1.5": GHVB(1.5),
     "heavy ball 1.5": HeavyBall(1.5),
     "Nesterov 1.5": Nesterov(1.5),
+    "heavy ball 2M, 0.8": HeavyBall2M(),
     "BDIA 1": BDIA(1.0),
     "BDIA 0.5": BDIA(0.5),
     "Heun": Heun(),

@@ -2,7 +2,7 @@
 
 A method is its recipe. It is trained after the recipes whose artifacts it reads (its teachers), with one seed for all of them, in
 DIR/<world>/<seed>/<recipe>. Finished rows lie there as row.json and are not made again, so that an interrupted bench goes on, and
-several processes share the work (`--part 0/2`, `--part 1/2`).
+several processes share the work (`--part 0/2`, `--part 1/2`); nor are those that the table `--out` has from an earlier run.
 
 Figures at 1, 2, 4 steps and the method's own number of them: the world's distance to fresh real samples (of a mixture under guidance:
 to samples of the guided teacher from other noise), and to_teacher, the root mean square distance to the teacher's sample from the same
@@ -258,24 +258,28 @@ def main(threads: int = 1, out: str | None = None, argv: Sequence[str] = ()) -> 
     args = parser.parse_args(argv)
     torch.set_num_threads(threads)
     part, parts = (int(v) for v in args.part.split("/"))
-    rows: list[dict[str, Any]] = []
+    before = json.loads(Path(args.out).read_text()) if args.out and Path(args.out).is_file() else {}
+    rows = {(r["world"], r["method"], r["seed"]): r for r in before.get("rows", [])}
     for seed in args.seeds:
         for world in (WORLDS[name]() for name in args.world):
             chosen = [
                 m for m in entries(plan(world)) if args.methods is None or m.removeprefix(world.prefix) in args.methods
             ]
             for name in chosen[part::parts]:
-                if args.finished and not (args.folder / world.name / str(seed) / name / "row.json").is_file():
+                key = (world.name, name.removeprefix(world.prefix), seed)
+                finished = (args.folder / world.name / str(seed) / name / "row.json").is_file()
+                if key in rows or (args.finished and not finished):
                     continue
-                row = measured(name, world, seed, args.folder)
-                rows.append(row)
+                rows[key] = row = measured(name, world, seed, args.folder)
                 own = row["at"][str(row["own_steps"])]
                 sys.stderr.write(f"{world.name} {row['method']} seed {seed}: {own} in {row['cpu_seconds']} s\n")
-    floor = {w: floors(WORLDS[w](), args.seeds) for w in args.world}
-    write({"bench": "distill", **machine(), "floors": floor, "rows": rows}, args.out)
+    floor = before.get("floors", {})
+    floor |= {w: floors(WORLDS[w](), args.seeds) for w in args.world if w not in floor}
+    table = [rows[key] for key in sorted(rows)]
+    write({"bench": "distill", **machine(), "floors": floor, "rows": table}, args.out)
     if args.out is not None:
-        Path(args.out).with_suffix(".md").write_text(pages(rows, floor))
-        draw(rows, floor, Path(args.out).with_suffix(".png"))
+        Path(args.out).with_suffix(".md").write_text(pages(table, floor))
+        draw(table, floor, Path(args.out).with_suffix(".png"))
     return 0
 
 

@@ -144,14 +144,14 @@ def _time(scheduler: Any, peer: Peer, levels: Levels, label: Tensor) -> float | 
 
 def _scaled(path: Path, part: Starts) -> Tensor:
     """v at t_max."""
-    a, b, s = (c.item() for c in path.schedule(torch.tensor(path.t_max, dtype=torch.float64)))
+    a, b, s = path.levels(path.t_max)
     z = part.x if part.y is None else part.x - b * part.y
     return z / (a * a + s * s) ** 0.5
 
 
 def _eps(path: Path, part: Starts, v: Tensor, t: float) -> Tensor:
     """The denoiser's eps at the scaled centred state v."""
-    a, b, s = (c.item() for c in path.schedule(torch.tensor(t, dtype=torch.float64)))
+    a, b, s = path.levels(t)
     x = (v * (a * a + s * s) ** 0.5).to(part.x.dtype)
     return part.denoise(x if part.y is None else x + b * part.y, t).eps
 

@@ -32,10 +32,14 @@ from fewstep.paths import (
     SubVP,
     Trig,
 )
+from fewstep.reward_search import Found, beam_search, best_of_n, rollover, search_trajectories, zero_order
 from fewstep.sampling import Callback, sample
+from fewstep.search import Evolution, error, fit_olss, reference, search_boss, search_times, search_usf
+from fewstep.search.starts import fine_grid
 from fewstep.solvers.ancestral import Ancestral
 from fewstep.solvers.base import Row, Solver
 from fewstep.solvers.bridge import BridgeStart
+from fewstep.solvers.table import Table
 from fewstep.toy import Mixture, ring
 
 
@@ -203,10 +207,82 @@ def guidance() -> Any:
     return figure
 
 
+def searched() -> Any:
+    """Where searched tables of eight evaluations put their times on the ring, in lambda, and their errors beside even steps."""
+    path, g = VP(), torch.Generator().manual_seed(4)
+    world = ring(path)
+    fit, unseen = ([reference(world, torch.randn(n, 2, dtype=torch.float64, generator=g), path)] for n in (128, 1024))
+    few = Evolution(generations=6)
+    tables = {
+        "even, DDIM": Table.of(DETERMINISTIC["DDIM"], path, fine_grid(path, 8)),
+        "BOSS": search_boss(path, fit, 8),
+        "OLSS": fit_olss(path, fit, 8),
+        "even, DPM-Solver++(2M)": Table.of(DETERMINISTIC["DPM-Solver++(2M)"], path, fine_grid(path, 8)),
+        "AutoDiffusion": search_times(path, fit, 8, g, DETERMINISTIC["DPM-Solver++(2M)"], sizes=few),
+        "USF": search_usf(path, fit, 8, g, sizes=few),
+    }
+    figure, (axis,) = _axes(1, width=8)
+    names = []
+    for i, (name, table) in enumerate(tables.items()):
+        lam = path.log_snr(table.grid)
+        axis.plot(lam[lam.isfinite()], [-i] * int(lam.isfinite().sum()), "o-")
+        names.append(f"{name}: {error(table, path, table.grid, unseen):.3f}")
+    axis.set(xlabel="lambda = log(a/s)", yticks=[-i for i in range(len(names))])
+    axis.set_yticklabels(names)
+    return figure
+
+
+def reward_search() -> Any:
+    """Mean reward of 400 searches against evaluations, on the ring; the reward is -|x0 - goal|^2 of one of the eight modes."""
+    figure, (axis,) = _axes(1, width=6, height=4)
+    for name, (evaluations, rewards) in reward_curves().items():
+        axis.plot(evaluations, rewards, "o-", label=name)
+    axis.set(xlabel="evaluations", ylabel="mean reward", xscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def reward_curves() -> dict[str, tuple[list[int], list[float]]]:
+    """(evaluations, mean rewards) of each search."""
+    path, goal, searches = VP(), torch.tensor([2.0, 0.0], dtype=torch.float64), 400
+    world, grid = ring(path), Uniform(end=1e-3)(path, 10)
+
+    def reward(x0: Tensor) -> Tensor:
+        return -(x0 - goal).square().sum(1)
+
+    def plain(noise: Tensor) -> Tensor:
+        return sample(world, noise, path, DETERMINISTIC["DPM-Solver++(2M)"], grid)
+
+    def starts(k: int, g: torch.Generator) -> Tensor:
+        return torch.randn(k, searches, 2, dtype=torch.float64, generator=g)
+
+    runs: dict[str, Callable[[int, torch.Generator], Found]] = {
+        "best of n": lambda k, g: best_of_n(plain, starts(1, g)[0], reward, k, g, nfe=10),
+        "zero order": lambda k, g: zero_order(
+            plain, starts(1, g)[0], reward, max(k // 4, 1), min(k, 4), 0.5, g, nfe=10
+        ),
+        "over paths": lambda k, g: search_trajectories(
+            world, starts(k, g), path, DETERMINISTIC["DDIM"], grid, reward, 4, 2, 4, 2, generator=g
+        ),
+        "rollover": lambda k, g: rollover(world, starts(2 * k, g), path, grid, reward, 10 * k + 9, generator=g),
+        "beam, 1 ahead": lambda k, g: beam_search(world, starts(k, g), path, grid, reward, 2, 1, generator=g),
+        "beam, 3 ahead": lambda k, g: beam_search(world, starts(k, g), path, grid, reward, 2, 3, generator=g),
+    }
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for name, run in runs.items():
+        found = [run(k, torch.Generator().manual_seed(k)) for k in (1, 2, 4, 8)]
+        curves[name] = [f.nfe for f in found], [f.reward.mean().item() for f in found]
+    return curves
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     f.__name__: f
-    for f in (paths, grids, few_steps, exponential, unipc_v3, multistep, runge_kutta, stochastic, anchored, guidance)
-}
+    for f in (
+        paths, grids, few_steps, exponential, unipc_v3, multistep, runge_kutta, stochastic, anchored, guidance, searched,
+        reward_search,
+    )
+}  # fmt: skip
 
 
 def main(threads: int, out: str | None) -> int:

@@ -29,13 +29,13 @@ from fewstep.solvers.table import Table
 PATH = DDPM(beta_start=0.00085, beta_end=0.012, scaled=True)
 # Starts to fit, to select by and to report on, by dimension. Half of those to fit are random, the others the hardest of HARDEST times as
 # many. In 64 dimensions a start in two thousand that ends in another mode decides about the mean: of 16384 eight did by a fitted table and thirty
-# by the best of diffusers, so that it takes tens of thousands to tell two tables apart.
+# by the best of diffusers, so that it takes a hundred thousand to tell two tables apart.
 FITTED = {2: 1024, 64: 2048, 3072: 512}
-SELECTED = {2: 16384, 64: 32768, 3072: 16384}
-REPORTED = {2: 16384, 64: 65536, 3072: 8192}
+SELECTED = {2: 16384, 64: 65536, 3072: 16384}
+REPORTED = {2: 16384, 64: 131072, 3072: 8192}
 PART = 16384
-# Of the batches to select by, where more would not fit into memory with all their estimates.
-LARGEST = {3072: 4096}
+# Of the batches to select by and of those to refine on: more would not fit into memory with all their estimates, or with all derivatives.
+LARGEST, DIFFERENTIATED = {3072: 4096}, {64: 16384, 3072: 1024}
 HARDEST = 8
 EFFORT = {
     2: Effort(rounds=((4, 3), (2, 24))),
@@ -43,7 +43,7 @@ EFFORT = {
     3072: Effort(rounds=((3, 3), (1, 16))),
 }
 # What is found is refined on so many more starts, by so many iterations.
-REFINED = {64: (14336, 24), 3072: (3584, 12)}
+REFINED = {64: (30720, 12), 3072: (3584, 12)}
 # How many settings of the fixed solvers are run on all starts, after a trial of all of them on a few.
 FINALISTS, TRIED = 6, 64
 
@@ -75,13 +75,24 @@ def mixture_task(name: str, world: World, seed: int, report: int | None) -> Task
 
     # The evolution and the trials of fixed tables see the first batch alone.
     fit, select = _quartered(mixed(count)), _quartered(solved(SELECTED[dim], steps=100))
-    select = [taken(p, part) for p in select for part in torch.arange(len(p.x)).split(LARGEST.get(dim, len(p.x)))]
     reported = report or REPORTED[dim]
     unseen = [solved(min(PART, reported - done)) for done in range(0, reported, PART)]
     few, first = slice(2048), unseen[0]
     doubt = (solved(first.x[few], steps=150).target - first.target[few]).square().mean().sqrt().item()
     more, iterations = REFINED.get(dim, (0, 0))
-    return Task(name, Problem(PATH, fit, select, unseen), [mixed(more)] if more else [], iterations, doubt)
+    others = [mixed(more)] if more else []
+    return Task(
+        name,
+        Problem(PATH, fit, _parts(select, LARGEST.get(dim)), unseen),
+        _parts(others, DIFFERENTIATED.get(dim)),
+        iterations,
+        doubt,
+    )
+
+
+def _parts(batches: list[Starts], most: int | None) -> list[Starts]:
+    """The batches in parts of at most so many starts."""
+    return [taken(b, part) for b in batches for part in torch.arange(len(b.x)).split(most or len(b.x))]
 
 
 def _quartered(starts: Starts) -> list[Starts]:

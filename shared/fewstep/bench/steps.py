@@ -89,6 +89,7 @@ def moved(recipe: Any) -> Any:
     kinds = {
         "fewstep.nets.unet.UNet": unet,
         "fewstep.distill.pool.PairPool": pool,
+        "fewstep.distill.hybrid_pool.HybridPool": pool,
         "fewstep.digits.Digits": data,
         "fewstep.pairs.StoredPairs": data,
     }

@@ -1,6 +1,6 @@
 """Heads on layers of a denoiser: how real a noised sample is, (x_t, t) -> logits (LADD, arXiv:2403.12015; DMD2, arXiv:2405.14867)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,7 @@ class Discriminator(nn.Module):
         cls, generator: Generator, layers: Sequence[str], head: Head, backbone: Denoiser | None = None
     ) -> "Discriminator":
         """Heads for these layers of a generator's network, or another backbone's, whose features are looked at once."""
-        backbone = generator.denoiser if backbone is None else backbone
-        x0, cond, y = generator.example()
-        t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
-        with torch.no_grad():
-            found = features(backbone, layers, x0, t, cond, y)
+        found, _ = example_features(generator, layers, backbone)
         return cls(layers, [head.build(f) for f in found])
 
     def forward(self, backbone: Denoiser, x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None) -> Tensor:
@@ -44,8 +40,29 @@ class Discriminator(nn.Module):
         return torch.cat([head(f) for head, f in zip(self.heads, found, strict=True)], 1)
 
 
+@torch.no_grad()
+def example_features(
+    generator: Generator, layers: Sequence[str], backbone: Denoiser | None = None
+) -> tuple[list[Tensor], Cond]:
+    """(features (2, C, ...) of the layers at the generator's example, which heads are made for; its conditions).
+
+    backbone: the generator's own denoiser unless given.
+    """
+    backbone = generator.denoiser if backbone is None else backbone
+    x0, cond, y = generator.example()
+    t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
+    return features(backbone, layers, x0, t, cond, y), cond
+
+
 def features(
     backbone: Denoiser, layers: Sequence[str], x: Tensor, t: Tensor, cond: Cond, y: Tensor | None = None
 ) -> list[Tensor]:
     """The outputs of the layers of its network at (x, t)."""
     return layer_outputs(backbone.net, layers, lambda: backbone.raw(x, t, cond, y))
+
+
+def by_group(group: Tensor, judge: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """(B, n): judge(g, rows) -> (rows, n) for the rows of every group g of (B,), put back in order."""
+    rows = {g: (group == g).nonzero()[:, 0] for g in group.unique().tolist()}
+    parts = [judge(g, at) for g, at in rows.items()]
+    return torch.cat(parts)[torch.cat(list(rows.values())).argsort()]

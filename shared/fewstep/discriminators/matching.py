@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, one_hot
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.discriminators.adversary import Adversary, Judge
-from fewstep.discriminators.discriminator import Discriminator, features
+from fewstep.discriminators.discriminator import Discriminator, example_features, features
 from fewstep.discriminators.losses import AdversarialLoss, Hinge, per_sample
 from fewstep.generator import Generator
 
@@ -49,11 +49,7 @@ class MatchingAdversary(Adversary):
 
     def build(self, generator: Generator, backbone: Denoiser | None = None) -> "MatchingDiscriminator":
         """Heads of features and condition together, each of which is looked at once."""
-        backbone = generator.denoiser if backbone is None else backbone
-        x0, cond, y = generator.example()
-        t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
-        with torch.no_grad():
-            found = features(backbone, self.layers, x0, t, cond, y)
+        found, cond = example_features(generator, self.layers, backbone)
         e = self.numbers(cond, found[0])
         return MatchingDiscriminator(self.layers, [self.head.build(f) for f in pairs(found, e)], self)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.discriminators.adversary import Adversary
-from fewstep.discriminators.discriminator import Discriminator, features
+from fewstep.discriminators.discriminator import Discriminator, by_group, example_features, features
 from fewstep.discriminators.heads import GlobalHead, Head
 from fewstep.generator import Generator
 from fewstep.paths import Path
@@ -55,11 +55,7 @@ class PooledAdversary(Adversary):
         Raises:
             ValueError: heads without conditions for a generator that cannot leave out its own.
         """
-        x0, cond, y = generator.example()
-        backbone = generator.denoiser if backbone is None else backbone
-        t = torch.full((len(x0),), backbone.path.t_max, dtype=torch.float64, device=x0.device)
-        with torch.no_grad():
-            found = features(backbone, self.layers, x0, t, cond, y)
+        found, cond = example_features(generator, self.layers, backbone)
         blind = round(self.size * self.unconditional) if cond else 0
         if blind:
             generator.unconditional(cond)
@@ -131,7 +127,5 @@ class HeadPool(Discriminator):
 
     def _by_group(self, slot: int, layer: int, feature: Tensor, group: Tensor) -> Tensor:
         """(B, n) the logits of this slot's heads on this layer, each sample by its group's."""
-        rows = {g: (group == g).nonzero()[:, 0] for g in group.unique().tolist()}
-        first = (slot * self.groups) * len(self.layers) + layer
-        parts = [self.heads[first + g * len(self.layers)](feature[at]) for g, at in rows.items()]
-        return torch.cat(parts)[torch.cat(list(rows.values())).argsort()]
+        first, layers = slot * self.groups * len(self.layers) + layer, len(self.layers)
+        return by_group(group, lambda g, rows: self.heads[first + g * layers](feature[rows]))

@@ -21,7 +21,7 @@ from fewstep.discriminators.penalties import Penalty
 from fewstep.discriminators.sample import feature_matching
 from fewstep.distances import L1, Distance
 from fewstep.distill.alternating import AlternatingDistiller, Drawn
-from fewstep.distill.pool import PairPool, stored_pairs
+from fewstep.distill.pool import PairPool, pairs_of
 from fewstep.distill.rollout import LastStep, Reached, Rollout
 from fewstep.generator import Generator
 from fewstep.solvers import DDIM
@@ -63,12 +63,9 @@ class AdversarialFlow(AlternatingDistiller):
 
     def drawn(self, batch: Batch) -> Drawn:
         """With the teacher's samples in place of data, and the noise that they come from, where there are pairs."""
-        pairs = stored_pairs(batch)
-        if pairs is None and self.pool is None:
-            return super().drawn(batch)
+        pairs = pairs_of(batch, self.pool, self.teacher, self.student)
         if pairs is None:
-            assert self.pool is not None
-            pairs = self.pool.draw(self.teacher, self.student.prepare(batch))
+            return super().drawn(batch)
         noise, target, _, cond, y = pairs
         return Drawn(target, cond, y, self.guidance.draw(target), noise)
 

@@ -62,14 +62,9 @@ class AlternatingDistiller(Distiller):
         self.critic_optimizer = critic_optimizer or self.optimizer
         self.critics = nn.ModuleDict()
 
-    def configure_model(self) -> None:
-        """Nothing is sharded.
-
-        Raises:
-            ValueError: under FSDP2, which reads what gives gradients before `frozen` changes it.
-        """
-        if self.device_mesh is not None:
-            raise ValueError(f"{type(self).__name__} trains critics beside its student, which is not sharded: use DDP")
+    def sharded(self) -> list[nn.Module]:
+        """All but the critics, whose `requires_grad` changes within an iteration: FSDP2 would not hear of it."""
+        return [network for network in super().sharded() if network is not self.critics]
 
     def add_critic(self, name: str, critic: nn.Module) -> None:
         """A network that is trained beside the student, by its own optimiser."""

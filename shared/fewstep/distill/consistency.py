@@ -12,7 +12,7 @@ Other papers are configurations:
                                `ElementwiseHuber`. Its c_skip and c_out on integer times are 0 and 1 but at the clean end: not needed here,
                                where the clean end of an index path (t = -1) has no noise.
     SCott (arXiv:2403.01505)   an SDE step of several sub-steps (`TeacherStep(Ancestral(eta), 4)`); drawn guidance. The target is then a
-                               conditional mean, so intervals should be short. Its adversarial part is not here.
+                               conditional mean, so intervals should be short. With its adversary: consistency_gan.py.
 """
 
 from collections.abc import Callable

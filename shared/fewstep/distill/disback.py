@@ -48,7 +48,11 @@ class DisBack(DMD):
         if not self.guidance.low == self.guidance.high == 1.0 and self.drop == 0:
             raise ValueError("the states of DisBack are guided as its teacher is, for which they need drop > 0")
         self.degradation, self.kept, self.backtracking = degradation, kept, backtracking
-        self.states = nn.ModuleList(copy.deepcopy(teacher).requires_grad_(False).eval() for _ in range(kept))
+        self.states = nn.ModuleList(copy.deepcopy(teacher) for _ in range(kept))  # frozen, as it is
+
+    def sharded(self) -> list[nn.Module]:
+        """The states are whole, as the fake score is."""
+        return [network for network in super().sharded() if network is not self.states]
 
     def turn(self, name: str) -> bool:
         """The student waits until the first stage is over."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.denoiser import Denoise
 from fewstep.distances import Distance, SquaredL2
 from fewstep.distill.alternating import Drawn
-from fewstep.distill.pool import PairPool, stored_pairs
+from fewstep.distill.pool import PairPool, pairs_of
 from fewstep.distill.rollout import Reached
 from fewstep.distill.score_distillation import ScoreDistillation
 from fewstep.distill.score_gradient import ByTeacherError, ScoreWeight, projected, score_gradient
@@ -71,11 +71,9 @@ class DMD(ScoreDistillation):
 
     def regress(self, drawn: Drawn, batch: Batch) -> Terms:
         """lambda d(the student's sample, the teacher's) from the same noise."""
-        pairs = stored_pairs(batch)
+        pairs = pairs_of(batch, self.pool, self.teacher, self.student)
         if pairs is None:
-            if self.pool is None:
-                return {}
-            pairs = self.pool.draw(self.teacher, self.student.prepare(batch))
+            return {}
         noise, target, _, cond, y = pairs
         loss = regression_loss(lambda n: self.student.generate(n, cond, y), noise, target, self.distance)
         return {"regression": self.regression * loss.mean()}

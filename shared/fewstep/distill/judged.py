@@ -2,15 +2,18 @@
 
     student   loss.student(C(fake_t')),     critic    loss.critic(C(real_t'), C(fake_t')) + penalty          (discriminators/adversary.py)
 
-Methods add what else they minimise: a distillation (ladd.py), sCM (sana_sprint.py), CTM (ctm_gan.py), as `class X(Judged, Method)`.
+Methods add what else they minimise: a distillation (ladd.py, consistency_gan.py), sCM (sana_sprint.py), CTM (ctm_gan.py), as `class X(Judged, Method)`. Those
+whose own states are judged, at times of their own (segmented_gan.py, key_points_gan.py), are `JudgedStates`.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.discriminators import Adversary
+from fewstep.discriminators.adversary import Judge
 from fewstep.discriminators.clean import CleanBackbone
 from fewstep.discriminators.discriminator import Discriminator
 from fewstep.distill.alternating import AlternatingDistiller, Drawn
@@ -34,7 +37,11 @@ class Judged(AlternatingDistiller):
         self.adversary = adversary
         # Not a submodule, as the teacher is none.
         self._clean = [] if network is None else [CleanBackbone(network)]
-        self.add_critic("heads", adversary.build(teacher, *self._clean))
+        self.add_critic("heads", self.build(teacher))
+
+    def build(self, teacher: Generator) -> Discriminator:
+        """The heads."""
+        return self.adversary.build(teacher, *self._clean)
 
     @property
     def backbone(self) -> Denoiser:
@@ -54,4 +61,34 @@ class Judged(AlternatingDistiller):
         """What the adversary asks of its heads."""
         fake, (real, cond, y, _, _) = reached.estimate.x0, drawn
         found = self.adversary.critic_terms(self.heads, self.backbone, fake, real, cond, y, self.done)
+        return {name: v.mean() for name, v in found.items()}
+
+
+class JudgedStates(Judged):
+    """The remaining arguments are those of `Judged`.
+
+    Args:
+        adversary: on the teacher's layers; its times are not used.
+    Raises:
+        ValueError: a `network` of clean samples, since noised states are judged.
+    """
+
+    def __init__(self, teacher: Generator, iterations: int, adversary: Adversary, **kwargs: Any) -> None:
+        if kwargs.get("network") is not None:
+            raise ValueError(
+                f"states of {type(self).__name__} are judged by the teacher's layers, not by a network of clean samples"
+            )
+        super().__init__(teacher, iterations, adversary, **kwargs)
+
+    @abstractmethod
+    def judged(self, reached: Reached, drawn: Drawn) -> tuple[Judge, Tensor, Tensor]:
+        """(the heads at the states' times, fake, real states (B, ...))."""
+
+    def adversarial_at(self, reached: Reached, drawn: Drawn) -> Tensor:
+        """The student's term, a scalar."""
+        return self.adversary.student_at(*self.judged(reached, drawn)).mean()
+
+    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
+        """What the adversary asks of its heads."""
+        found = self.adversary.critic_at(*self.judged(reached, drawn), self.done)
         return {name: v.mean() for name, v in found.items()}

@@ -162,6 +162,12 @@ class PairPool(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def pairs_of(batch: Batch, pool: PairPool | None, teacher: Generator, student: Generator) -> Pairs | None:
+    """The pairs that a batch from disk holds, for a batch of data those of the pool, where there is one."""
+    stored = stored_pairs(batch)
+    return stored if stored is not None or pool is None else pool.draw(teacher, student.prepare(batch))
+
+
 def of_all_ranks(columns: dict[str, Tensor]) -> dict[str, Tensor]:
     """The rows of all processes, in the order of their ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

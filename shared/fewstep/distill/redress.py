@@ -55,7 +55,6 @@ class Redress(KeyPoints):
             self.search(batch)
         return super().loss(batch)
 
-    @torch.no_grad()
     def search(self, batch: Batch) -> float:
         """Choose the times with a batch's conditions; the cost of the K steps.
 

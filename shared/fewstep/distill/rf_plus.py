@@ -7,7 +7,7 @@ p is a perceptual distance. Without it nothing is learnt at t = 1 itself, where 
 its dimension D, unlike iCT's (`PseudoHuber`), whose c grows with sqrt(D).
 
 Written on any path with a for 1 - t and s for t; meant for rectified flows. Teachers of another path come in by a change of variables
-(fewstep/convert.py). The paper's hybrid pairs, real data with the noise that the inverted teacher gives it, are batches from disk.
+(fewstep/convert.py). The paper's hybrid pairs, real data with the noise that the inverted teacher gives it: hybrid_pool.py.
 """
 
 from dataclasses import dataclass

@@ -62,7 +62,7 @@ class EachStep(Exit):
 class Reached(NamedTuple):
     """Where a rollout ended: the states x: (B, ...) at times t: (B,), the student's estimate there, its next times s: (B,).
 
-    target: what the step from x is compared with, by methods that have it at hand (segmented_gan.py).
+    target: what the step from x is compared with, by methods that have it at hand (`JudgedStates`).
     """
 
     x: Tensor
@@ -70,6 +70,12 @@ class Reached(NamedTuple):
     estimate: Estimate
     s: Tensor
     target: Tensor | None = None
+
+    @property
+    def wanted(self) -> Tensor:
+        """The target, of methods that give one."""
+        assert self.target is not None
+        return self.target
 
 
 @dataclass(frozen=True)

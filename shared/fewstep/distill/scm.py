@@ -126,7 +126,7 @@ class SCM(Distiller):
         speed = t.cos() * t.sin()
         rate = jvp(F, (x_t, t), (expand(speed, x_t) * dx, speed), self.mode)
         out = F(x_t, t)
-        g = self.normalise(tangent(out.detach(), rate, x_t, dx, t, sd, self.warm))
+        g = self.normalise(tangent(out, rate, x_t, dx, t, sd, self.warm))
         return {"scm": scm_loss(out, g, t, sd, self.weight(t)).mean()}
 
     @property

@@ -58,5 +58,5 @@ class NoiseDifference(ScoreWeight):
 
 
 def score_gradient(x0: Tensor, fake: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """weight (D_psi - D_phi), (B, ...), without gradient."""
-    return (expand(weight, x0) * (fake - teacher)).detach()
+    """weight (D_psi - D_phi), (B, ...); `projected` lets no gradient through it."""
+    return expand(weight, x0) * (fake - teacher)

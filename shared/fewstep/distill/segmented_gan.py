@@ -12,21 +12,17 @@ difference from LADD, whose real samples are data). One pair of states serves st
             here it is the same in all stages
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Cond
-from fewstep.discriminators import Adversary
 from fewstep.discriminators.adversary import Judge
 from fewstep.distill.alternating import Drawn
-from fewstep.distill.consistency import aim
-from fewstep.distill.judged import Judged
+from fewstep.distill.consistency_gan import compared
+from fewstep.distill.judged import JudgedStates
 from fewstep.distill.line import step
 from fewstep.distill.rollout import Reached
 from fewstep.distill.segmented import SegmentedConsistency
-from fewstep.generator import Generator
 from fewstep.paths import Path, expand
 from fewstep.train.shell import Batch, Terms
 
@@ -41,28 +37,12 @@ def diffused_state(path: Path, x: Tensor, e: Tensor, t: Tensor, xi: Tensor, y: T
     return x_t if y is None else x_t + expand(b_t, x) * y
 
 
-class SegmentedGAN(Judged, SegmentedConsistency):
-    """PCM and TSCD with their adversaries; the remaining arguments are those of `SegmentedConsistency` and of `Judged`, whose rollout is not used.
-
-    Args:
-        adversary: on the teacher's layers; its times are not used.
-    Raises:
-        ValueError: a `network` of clean samples, since noised states are judged.
-    """
-
-    def __init__(self, teacher: Generator, iterations: int, adversary: Adversary, **kwargs: Any) -> None:
-        if kwargs.get("network") is not None:
-            raise ValueError(
-                "states noised within a segment are judged by the teacher's layers, not by a network of clean samples"
-            )
-        super().__init__(teacher, iterations, adversary, **kwargs)
+class SegmentedGAN(JudgedStates, SegmentedConsistency):
+    """PCM and TSCD with their adversaries; arguments are those of `SegmentedConsistency` and of `JudgedStates`, whose rollout is not used."""
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:
         """The student at x_t, and the target from x_s."""
-        x0, own, y, w, _ = drawn
-        x_t, t, x_s, s = self.states(x0, own, y, w)
-        wanted = aim(self.target_point(cond, y), x_s, s, self.end(t))
-        return Reached(x_t, t, self.student.denoiser(x_t, t, cond, y), s, wanted)
+        return compared(self, drawn, cond)
 
     def own(self, reached: Reached, y: Tensor | None) -> Tensor:
         """G(x_t, t -> e)."""
@@ -73,23 +53,12 @@ class SegmentedGAN(Judged, SegmentedConsistency):
         """(the heads at t', fake, real)."""
         path, y, e = self.student.denoiser.path, drawn.y, self.end(reached.t)
         begin = self.segments.at(self.progress).begin(reached.t, path)
-        t, ends = e + (begin - e) * torch.rand_like(e), (self.own(reached, y), _target(reached))
+        t, ends = e + (begin - e) * torch.rand_like(e), (self.own(reached, y), reached.wanted)
         fake, real = (diffused_state(path, x, e, t, torch.randn_like(x), y) for x in ends)
         return Judge(self.heads, self.backbone, t, drawn.cond, y), fake, real
 
     def student_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
         """The distance of both ends, and the adversary's term."""
-        found = self.adversary.student_at(*self.judged(reached, drawn))
-        loss = self.distance(self.own(reached, drawn.y), _target(reached))
+        loss = self.distance(self.own(reached, drawn.y), reached.wanted)
         consistency = self.weighted(loss, reached.t, reached.s)
-        return {"consistency": consistency.mean(), "adversarial": found.mean()}
-
-    def critic_terms(self, reached: Reached, drawn: Drawn, batch: Batch) -> Terms:
-        """What the adversary asks of its heads."""
-        found = self.adversary.critic_at(*self.judged(reached, drawn), self.done)
-        return {name: v.mean() for name, v in found.items()}
-
-
-def _target(reached: Reached) -> Tensor:
-    assert reached.target is not None  # `reach` gave it
-    return reached.target
+        return {"consistency": consistency.mean(), "adversarial": self.adversarial_at(reached, drawn)}

@@ -5,6 +5,7 @@ from fewstep.guidance.cfg import CFG as CFG
 from fewstep.guidance.cfg import CFGRule as CFGRule
 from fewstep.guidance.cfg import Guided as Guided
 from fewstep.guidance.chain import Chain as Chain
+from fewstep.guidance.copaint import copaint as copaint
 from fewstep.guidance.flowchef import flowchef as flowchef
 from fewstep.guidance.guide import Guide as Guide
 from fewstep.guidance.interval import Interval as Interval
@@ -12,8 +13,8 @@ from fewstep.guidance.linear_ag import LinearAG as LinearAG
 from fewstep.guidance.linear_ag import Recorded as Recorded
 from fewstep.guidance.linear_ag import fit_linear_ag as fit_linear_ag
 from fewstep.guidance.perp_neg import PerpNeg as PerpNeg
-from fewstep.guidance.perp_neg import adaptive_perp_neg as adaptive_perp_neg
 from fewstep.guidance.perp_neg import severity_weights as severity_weights
+from fewstep.guidance.red_diff import red_diff as red_diff
 from fewstep.guidance.rescale import Rescale as Rescale
 from fewstep.guidance.residual import Recalled as Recalled
 from fewstep.guidance.residual import ResidualCFG as ResidualCFG
@@ -25,6 +26,7 @@ from fewstep.guidance.schedules import Linear as Linear
 from fewstep.guidance.schedules import Piecewise as Piecewise
 from fewstep.guidance.schedules import PowerCosine as PowerCosine
 from fewstep.guidance.similarity import SimilarityFilter as SimilarityFilter
+from fewstep.guidance.stsl import stsl as stsl
 from fewstep.guidance.superdiff import And as And
 from fewstep.guidance.superdiff import Or as Or
 from fewstep.guidance.superdiff import superdiff as superdiff

@@ -6,7 +6,6 @@ kept to reproduce its numbers; a network trained on pairs (x_t, t) is asked abou
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoise
@@ -38,5 +37,5 @@ class NextTime:
         if isinstance(t, Tensor) or t not in self._next:
             raise ValueError(f"NextTime knows the steps from {self.grid.tolist()[:-1]}, not from {t}")
         x0 = self.denoise(x, self._next[t]).x0
-        a, b, s = (v.item() for v in self.path.schedule(torch.tensor(t, dtype=torch.float64)))
+        a, b, s = self.path.levels(t)
         return Estimate(x0, lambda: ((x if self.y is None else x - b * self.y) - a * x0) / s)

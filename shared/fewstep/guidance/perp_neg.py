@@ -6,7 +6,6 @@
 Branches: conditional, unconditional, negative 1, ..., negative n.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,27 +17,18 @@ from fewstep.guidance.rule import Branches, Mix, Rule, weighted
 from fewstep.guidance.schedules import Scale, weight
 
 
-def perp_neg(
-    c: Estimate, u: Estimate, negatives: Sequence[Estimate], cfg: float | Tensor, weights: Sequence[float | Tensor]
-) -> Estimate:
-    """The guided estimate; weights w_i are numbers or (B, 1, ..., 1)."""
-    d = c.eps - u.eps
-    k = [along(n.eps - u.eps, d, least=1e-6) for n in negatives]
-    # D_i enters with cfg w_i, D with cfg (1 - sum w_i k_i), E_u with the rest: the same numbers for x0 and eps.
-    on_negatives = [cfg * w for w in weights]
-    on_c = cfg - sum(w * k for w, k in zip(on_negatives, k, strict=True))
-    return weighted([c, u, *negatives], [on_c, 1 - on_c - sum(on_negatives), *on_negatives])
-
-
 @dataclass(frozen=True)
 class PerpNeg(Rule):
-    """weights: one per negative, <= 0; negatives of weight 0 are not evaluated."""
+    """weights: w_i <= 0 of each negative, a number or one per sample (B,); negatives of the number 0 are not evaluated.
+
+    Adaptive Perp-Neg has `severity_weights(...).unbind(1)` for weights.
+    """
 
     cfg: Scale
-    weights: tuple[float, ...] = (-1.0,)
+    weights: tuple[float | Tensor, ...] = (-1.0,)
 
     def __post_init__(self) -> None:
-        if any(w > 0 for w in self.weights):
+        if any(bool((torch.as_tensor(w) > 0).any()) for w in self.weights):
             raise ValueError(f"weights of negatives are <= 0, got {self.weights}")
 
     def begin(self) -> Mix:
@@ -46,9 +36,14 @@ class PerpNeg(Rule):
 
     def mix(self, at: Branches) -> Estimate:
         """The guided estimate."""
-        used = {i: w for i, w in enumerate(self.weights, 2) if w != 0.0}
+        used = {i: w for i, w in enumerate(self.weights, 2) if isinstance(w, Tensor) or w != 0.0}
         c, u, *negatives = at(0, 1, *used)
-        return perp_neg(c, u, negatives, weight(self.cfg, at.t, at.x), list(used.values()))
+        d, cfg = c.eps - u.eps, weight(self.cfg, at.t, at.x)
+        k = [along(n.eps - u.eps, d, least=1e-6) for n in negatives]
+        # D_i enters with cfg w_i, D with cfg (1 - sum w_i k_i), E_u with the rest: the same numbers for x0 and eps.
+        on_negatives = [cfg * per_sample(w, at.x) for w in used.values()]
+        on_c = cfg - sum(w * k for w, k in zip(on_negatives, k, strict=True))
+        return weighted([c, u, *negatives], [on_c, 1 - on_c - sum(on_negatives), *on_negatives])
 
 
 def severity_weights(
@@ -68,8 +63,3 @@ def severity_weights(
     """
     scale = (k * torch.softmax(-errors / temperature, 1)).clamp(0, most)
     return (scale * weights).scatter(1, wanted[:, None], 0.0)
-
-
-def adaptive_perp_neg(c: Estimate, u: Estimate, negatives: Sequence[Estimate], cfg: float, weights: Tensor) -> Estimate:
-    """Perp-Neg with per-sample weights (B, n), such as those of `severity_weights` without the wanted view."""
-    return perp_neg(c, u, negatives, cfg, [per_sample(w, c.eps) for w in weights.unbind(1)])

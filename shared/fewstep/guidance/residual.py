@@ -59,8 +59,10 @@ class Recalled:
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         if self.x_ref is None and self.first is not None:
             self.x_ref = self.first(x, t).x0
-        time = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
-        a, b, s = (expand(v, x).to(x.device) for v in self.path.schedule(time))
+        if isinstance(t, Tensor):
+            a, b, s = (expand(v, x) for v in self.path.schedule(t.double()))
+        else:
+            a, b, s = self.path.levels(t)
         ref = torch.zeros_like(x) if self.x_ref is None else self.x_ref
         xc = x if self.y is None else x - b * self.y
         # x0 = (xc - s eps)/a, written so that delta = 1 is finite at a = 0.

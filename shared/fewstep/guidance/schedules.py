@@ -16,6 +16,7 @@ The schedule scales the guidance, cfg - 1, so that its zeros are the conditional
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,7 +35,12 @@ class Schedule(ABC):
         """cfg at a float time, or (B,) at per-sample times (B,)."""
         if isinstance(t, Tensor):
             return self.scale(t.double())
-        return self.scale(torch.tensor(t, dtype=torch.float64)).item()
+        return _scale(self, t)
+
+
+@lru_cache(maxsize=4096)
+def _scale(schedule: Schedule, t: float) -> float:
+    return schedule.scale(torch.tensor(t, dtype=torch.float64)).item()
 
 
 Scale = float | Schedule

@@ -9,7 +9,6 @@ Large guidance scales push x0 out of range; the clip belongs after guidance: Thr
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -105,6 +104,6 @@ def signal_ratio(path: Path, t: Tensor) -> Tensor:
     return torch.where(s == 0, 0.0, a / s)
 
 
-@lru_cache(maxsize=1024)
 def _signal_ratio(path: Path, t: float) -> float:
-    return signal_ratio(path, torch.tensor(t, dtype=torch.float64)).item()
+    a, _, s = path.levels(t)
+    return a / s if s else 0.0

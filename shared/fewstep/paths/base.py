@@ -6,6 +6,7 @@ anchor, so solvers and grids see (a, s) alone.
 """
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -61,6 +62,10 @@ class Path(ABC):
         zero = torch.zeros_like(t)  # of what does not move
         return (zero if da is None else da, zero if db is None else db, zero if ds is None else ds)
 
+    def levels(self, t: float) -> tuple[float, float, float]:
+        """(a, b, s) at one time as plain numbers, remembered."""
+        return _levels(self, t)
+
     def coeffs(self, t: Tensor, x: Tensor) -> Coeffs:
         """Coefficients at t: (B,) or (1,), shaped for x: (B, ...). Computed in float64, returned in x's dtype."""
         t = t.double() if t.device.type != "mps" else t
@@ -83,7 +88,7 @@ class Path(ABC):
 
         With an anchor the unknown a x0 is replaced by a y (ResShift drops a (x0 - y) in the same way).
         """
-        a, b, s = (v.item() for v in self.schedule(torch.tensor(self.t_max, dtype=torch.float64)))
+        a, b, s = self.levels(self.t_max)
         x = s * noise
         return x if y is None else x + (a + b) * y
 
@@ -102,6 +107,12 @@ class Path(ABC):
             noisier = self.log_snr(mid) < lam  # mid lies beyond the wanted time
             lo, hi = torch.where(noisier, lo, mid), torch.where(noisier, mid, hi)
         return torch.where(lam.isnan(), lam, (lo + hi) / 2)
+
+
+@lru_cache(maxsize=4096)
+def _levels(path: Path, t: float) -> tuple[float, float, float]:
+    a, b, s = (v.item() for v in path.schedule(torch.tensor(t, dtype=torch.float64)))
+    return a, b, s
 
 
 def nearest_time(path: Path, lam: Tensor) -> Tensor:

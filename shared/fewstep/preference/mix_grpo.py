@@ -147,7 +147,7 @@ class MixGRPO(Aligner):
                 before = self.kernels(self.reference, rows["states"], first, cond, rows.get("y"))
             losses["kl"] = self.kl * divergence(steps, before).mean()
         self.values |= {"train/window": float(first), "train/reward": rows["reward"].mean()}
-        self.values["train/clipped"] = (ratio.detach().expm1().abs() > self.clip).float().mean()
+        self.values["train/clipped"] = (ratio.expm1().abs() > self.clip).float().mean()
         return losses
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ class RewardFeedback(Aligner):
         self.values["train/reward_of_x0"] = worth.detach().mean()
         if self.hold:
             with torch.no_grad():
-                before = self.reference.denoiser(x.detach(), t, cond, y).x0
+                before = self.reference.denoiser(x, t, cond, y).x0
             path, square = self.reference.denoiser.path, (estimate.x0 - before).square().flatten(1).mean(1)
             c = self.weighting(t, torch.full_like(t, path.t_min), path).to(square)
             terms["hold"] = self.hold * (c * square).mean()

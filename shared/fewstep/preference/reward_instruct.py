@@ -52,9 +52,7 @@ def ascent(x0: Tensor, cond: Cond, reward: Reward) -> Tensor:
 def distance_squared(network: nn.Module, base: nn.Module) -> Tensor:
     """|theta - theta_0|^2 over the parameters that are trained, ()."""
     held = dict(base.named_parameters())
-    return torch.stack(
-        [(p - held[k].detach()).square().sum() for k, p in network.named_parameters() if p.requires_grad]
-    ).sum()
+    return torch.stack([(p - held[k]).square().sum() for k, p in network.named_parameters() if p.requires_grad]).sum()
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ from fewstep.search.evolve import evolve as evolve
 from fewstep.search.fit import Effort as Effort
 from fewstep.search.fit import fit_table as fit_table
 from fewstep.search.olss import fit_olss as fit_olss
-from fewstep.search.q_sched import ScaledModel as ScaledModel
 from fewstep.search.q_sched import grid_search as grid_search
+from fewstep.search.q_sched import scaled_outputs as scaled_outputs
+from fewstep.search.q_sched import scaled_states as scaled_states
 from fewstep.search.q_sched import search_q_sched as search_q_sched
 from fewstep.search.starts import Starts as Starts
 from fewstep.search.starts import error as error

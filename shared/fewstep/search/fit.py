@@ -31,7 +31,7 @@ from fewstep.paths import Path
 from fewstep.search.evolve import Evolution, evolve, seeded
 from fewstep.search.levenberg_marquardt import Minimiser
 from fewstep.search.regress import regressed
-from fewstep.search.row_numbers import EndPoints, RowNumbers
+from fewstep.search.row_numbers import OUTLIER, EndPoints, RowNumbers
 from fewstep.search.starts import LEVELS, Progress, Starts, error, fine_grid, levels_grid, span
 from fewstep.search.subsets import Subsets
 from fewstep.search.trajectories import record
@@ -42,6 +42,8 @@ from fewstep.solvers.table import Table, TableRow
 
 # See `usual_grids`.
 EARLY = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+# See `refined`.
+OUTLIERS = (OUTLIER, 10 * OUTLIER, 100 * OUTLIER)
 # The least relative gain of an iteration that is worth another one.
 GAIN = 1e-3
 
@@ -73,12 +75,14 @@ class Fit:
         self.select, self.table = select, table
         self.error = self._measured(table) if self.numbers.steady(self.numbers.v) else math.inf
 
-    def run(self, starts: Sequence[Starts], iterations: int, select: Sequence[Starts]) -> None:
+    def run(
+        self, starts: Sequence[Starts], iterations: int, select: Sequence[Starts], outlier: float = OUTLIER
+    ) -> None:
         """Iterate until little is gained any more."""
         if select is not self.select:
             self.select = select
             self.error = self._measured(self.table) if self.error < math.inf else math.inf
-        problem, minimiser = EndPoints(self.numbers, starts), self.minimiser
+        problem, minimiser = EndPoints(self.numbers, starts, outlier), self.minimiser
         minimiser.mu = max(minimiser.mu, 1e-6)  # other starts than before may not take steps as bold
         for _ in range(iterations):
             if not minimiser.iterate(problem):
@@ -143,16 +147,24 @@ def fit_table(
 
 
 def refined(
-    table: Table, starts: Sequence[Starts], select: Sequence[Starts], iterations: int, clean: float | None = None
+    table: Table,
+    starts: Sequence[Starts],
+    select: Sequence[Starts],
+    iterations: int,
+    clean: float | None = None,
+    outliers: Sequence[float] = OUTLIERS,
 ) -> Table:
     """The table fitted further, to more starts than it was found with; the best iterate on `select`, or itself.
 
     Where few starts decide about the mean (those near a border between modes), only many of them tell which weights serve them all, and a
-    search that goes through many tables cannot afford so many. Arguments as those of `fit_table`.
+    search that goes through many tables cannot afford so many. With many starts those few may also weigh more: outliers, one fit each, are
+    how many medians off a start still counts as its square. The other arguments are those of `fit_table`.
     """
-    fit = Fit(table, span(table.path, clean)[1], select)
-    fit.run(starts, iterations, select)
-    return fit.table
+    fits = []
+    for outlier in outliers:
+        fits.append(Fit(table, span(table.path, clean)[1], select))
+        fits[-1].run(starts, iterations, select, outlier)
+    return min(fits, key=lambda fit: fit.error).table
 
 
 def grown(table: Table, nfe: int, clean: float | None = None) -> Table:

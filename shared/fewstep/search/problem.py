@@ -47,22 +47,27 @@ def problem(
     seed: int = 0,
     steps: int = 100,
     report: int | None = None,
+    target: Generator | None = None,
 ) -> Problem:
     """`starts` starts to fit, half as many to select by, and `report` (again `starts` unless given) to report on.
 
     Args:
         items: the first half of them serves the fit, the next quarter the selection, the rest the report.
         size: largest batch; steps: of the reference solver.
+        target: the model whose end points are to be reached, of the same path and conditions; the model's own unless given.
     Raises:
-        ValueError: fewer than 2 starts, or 1 to 3 items.
+        ValueError: fewer than 2 starts, 1 to 3 items, or a target on another path.
     """
     n = len(items)
     if starts < 2 or 0 < n < 4:
         raise ValueError(f"a search needs at least 2 starts and at least 4 items of a batch, got {starts} and {n}")
+    target = target or model
+    if target.denoiser.path != model.denoiser.path:
+        raise ValueError(f"end points on {target.denoiser.path} cannot be reached on {model.denoiser.path}")
     parts = [range(n // 2), range(n // 2, n // 2 + n // 4), range(n // 2 + n // 4, n)]
     generator = torch.Generator().manual_seed(seed)
     drawn = [
-        _batches(model, items, part, count, size, generator, steps)
+        _batches(model, target, items, part, count, size, generator, steps)
         for part, count in zip(parts, (starts, starts // 2, report or starts), strict=True)
     ]
     return Problem(model.denoiser.path, *drawn)
@@ -77,7 +82,14 @@ def items_of(model: Generator, batch: Mapping[str, Tensor]) -> Items:
 
 @torch.no_grad()
 def _batches(
-    model: Generator, items: Items, part: range, count: int, size: int, generator: torch.Generator, steps: int
+    model: Generator,
+    target: Generator,
+    items: Items,
+    part: range,
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    steps: int,
 ) -> list[Starts]:
     like = next(model.parameters())
     found = []
@@ -87,5 +99,6 @@ def _batches(
         index = torch.tensor([part[(first + k) % len(part)] for k in range(n)] if part else [])
         cond, y = items.pick(index)
         path = model.denoiser.path
-        found.append(reference(model.denoiser.bind(cond, y), path.start(noise, y), path, y, steps))
+        reached = reference(target.denoiser.bind(cond, y), path.start(noise, y), path, y, steps)
+        found.append(reached._replace(denoise=model.denoiser.bind(cond, y)))
     return found

@@ -1,6 +1,8 @@
-"""Q-Sched: a few coefficients that make up for a quantised network (enyac-group/q-sched: m, k on a grid of 10 x 10 in [0.8, 1.1]).
+"""Q-Sched: two coefficients that make up for a quantised network (enyac-group/q-sched: m, k on a grid of 10 x 10 in [0.8, 1.1]).
 
 before every step   x := c_x x,   net := c_e net,      c_e = linspace(m, 1, n),  c_x = linspace(k, 1, n)
+
+Both are weights of a table: with E = A x + B net + C y (prediction.py), the estimate made of c net is c E + (1 - c)(A x + C y).
 """
 
 import itertools
@@ -8,41 +10,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import tabulate
+from fewstep.prediction import Prediction
+from fewstep.search.starts import Starts, error
 from fewstep.solvers.table import Table, TableRow
 
 AXIS = tuple(torch.linspace(0.8, 1.1, 10, dtype=torch.float64).tolist())
 
 
-class ScaledModel(nn.Module):
-    """c_e(label) net(x, label, **cond): c_e is given at some labels, linear between them and constant beyond.
+def scaled_outputs(table: Table, prediction: Prediction, scales: Sequence[float]) -> Table:
+    """The table as it is with scales[i] times the network's output in its i-th evaluation.
 
-    Args:
-        net: as a denoiser takes it.
-        labels: rising, as `Prediction.label` gives them; scales: c_e there.
+    Raises:
+        ValueError: another number of scales than evaluations.
     """
-
-    def __init__(self, net: nn.Module, labels: Sequence[float], scales: Sequence[float]) -> None:
-        super().__init__()
-        if len(labels) != len(scales) or list(labels) != sorted(set(labels)):
-            raise ValueError(f"scales need as many rising labels, got {len(labels)} labels and {len(scales)} scales")
-        self.net, self.labels, self.scales = net, tuple(labels), tuple(scales)
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """x: (B, ...), t: (B,)."""
-        c = self._scale(t)
-        return self.net(x, t, **cond) * c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
-    def _scale(self, t: Tensor) -> Tensor:
-        # In t's own precision: labels reach networks rounded to it.
-        labels, scales = torch.tensor(self.labels).to(t), torch.tensor(self.scales).to(t)
-        if len(labels) == 1:
-            return scales.expand(t.shape)
-        right = torch.searchsorted(labels, t.contiguous()).clamp(1, len(labels) - 1)
-        share = ((t - labels[right - 1]) / (labels[right] - labels[right - 1])).clamp(0, 1)
-        return torch.lerp(scales[right - 1], scales[right], share)
+    if len(scales) != table.nfe:
+        raise ValueError(f"a table of {table.nfe} evaluations needs as many scales, not {len(scales)}")
+    numbers = tabulate(table.path, prediction, tuple(r.t for r in table.lines))
+    b = table.path.schedule(torch.tensor([r.t for r in table.lines], dtype=torch.float64))[1].tolist()
+    evaluated: list[tuple[int, float]] = []  # (row, scale) of E_0, E_1, ...
+    lines = []
+    for n, r in enumerate(table.lines):
+        evaluated = [(n, scales[len(evaluated)]), *evaluated] if r.e else evaluated
+        x, e, y = list(r.x), [], r.y
+        for (at, c), w in zip(evaluated, r.e, strict=False):
+            e.append(w * c)
+            if w != 0.0 and c != 1.0:
+                on_x, _, on_y = getattr(numbers[table.lines[at].t], r.uses)
+                x += [0.0] * (n - at + 1 - len(x))
+                x[n - at] += w * (1 - c) * on_x
+                y += w * (1 - c) * (on_x * b[at] + on_y)  # rows are over z = x - b y
+        lines.append(replace(r, x=tuple(x), e=tuple(e), y=y))
+    return Table(table.path, tuple(lines))
 
 
 def scaled_states(table: Table, scales: Sequence[float]) -> Table:
@@ -62,21 +62,27 @@ def scaled_states(table: Table, scales: Sequence[float]) -> Table:
 
 
 def search_q_sched(
-    denoiser: Denoiser, table: Table, objective: Callable[[Denoiser, Table], float], axis: Sequence[float] = AXIS
-) -> tuple[Denoiser, Table]:
-    """The denoiser with scaled outputs, and the table with scaled states, of least objective over all pairs (m, k) of the axis."""
-    times = torch.tensor([r.t for r in table.lines if r.e], dtype=torch.float64)
-    labels = denoiser.prediction.label(times, denoiser.path.coeffs(times, times)).tolist()
-    n = len(labels)
+    table: Table,
+    prediction: Prediction,
+    starts: Sequence[Starts] = (),
+    objective: Callable[[Table], float] | None = None,
+    axis: Sequence[float] = AXIS,
+) -> Table:
+    """The table with scaled outputs and states of least objective over all pairs (m, k) of the axis.
 
-    def candidate(m: float, k: float) -> tuple[Denoiser, Table]:
-        c_e, c_x = (torch.linspace(v, 1.0, n, dtype=torch.float64).tolist() for v in (m, k))
-        rising = sorted(zip(labels, c_e, strict=True))
-        net = ScaledModel(denoiser.net, [v for v, _ in rising], [c for _, c in rising])
-        return Denoiser(net, denoiser.path, denoiser.prediction, denoiser.told), scaled_states(table, c_x)
+    Args:
+        table: how the network is sampled, one evaluation in every row.
+        prediction: of the network whose outputs are scaled.
+        starts: with end points to reach, e.g. those of the network before it was quantised (`reference`).
+        objective: of a candidate, less is better (the paper: of images and prompts); the error on `starts` unless given.
+    """
 
-    best = grid_search(lambda m, k: objective(*candidate(m, k)), axis, axis)
-    return candidate(*best)
+    def candidate(m: float, k: float) -> Table:
+        c_e, c_x = (torch.linspace(v, 1.0, table.nfe, dtype=torch.float64).tolist() for v in (m, k))
+        return scaled_states(scaled_outputs(table, prediction, c_e), c_x)
+
+    score = objective or (lambda own: error(own, own.path, own.grid, starts))
+    return candidate(*grid_search(lambda m, k: score(candidate(m, k)), axis, axis))
 
 
 def grid_search(objective: Callable[..., float], *axes: Sequence[float]) -> tuple[float, ...]:

@@ -114,7 +114,7 @@ class RowNumbers:
 class EndPoints:
     """How far the end points of RowNumbers are from the reference, over starts: a Problem of the Levenberg-Marquardt method.
 
-        sum over starts of c^2 log(1 + e^2 / c^2),     e^2 = |end point - reference|^2,     c = OUTLIER median(e)
+        sum over starts of c^2 log(1 + e^2 / c^2),     e^2 = |end point - reference|^2,     c = outlier median(e)
 
     Near the border between two modes a start may end in the other one: its error is a thousand times the others' and no small change of
     the numbers mends it. Cauchy's rho counts such a start little, every other as its square (reweighted least squares, weights
@@ -122,8 +122,8 @@ class EndPoints:
     in every state and estimate (not in the anchor, which is known) would add. c is set by `normal`, at the numbers where it is called.
     """
 
-    def __init__(self, numbers: RowNumbers, starts: Sequence[Starts]) -> None:
-        self.numbers, self.starts, self.scale = numbers, starts, math.inf
+    def __init__(self, numbers: RowNumbers, starts: Sequence[Starts], outlier: float = OUTLIER) -> None:
+        self.numbers, self.starts, self.outlier, self.scale = numbers, starts, outlier, math.inf
         self.weights = torch.tensor([slot.kind in ("x", "e") for slot in numbers.slots], dtype=torch.float64)
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class EndPoints:
 
     def _ridge(self, starts: int) -> Tensor:
         """What the square of every number costs."""
-        return starts * (NOISE / OUTLIER) ** 2 * self.scale * self.weights
+        return starts * (NOISE / self.outlier) ** 2 * self.scale * self.weights
 
     @torch.no_grad()
     def normal(self, v: Tensor) -> Normal:
@@ -152,7 +152,7 @@ class EndPoints:
         runs = [self._run(part, rows) for part in self.starts]
         gaps = [_gap(run[-1][0], part) for run, part in zip(runs, self.starts, strict=True)]
         squares = torch.cat([_squares(gap) for gap in gaps])
-        self.scale = OUTLIER**2 * squares.median().item() or math.inf
+        self.scale = self.outlier**2 * squares.median().item() or math.inf
         ridge = self._ridge(len(squares)) if self.scale < math.inf else torch.zeros(size, dtype=torch.float64)
         a, g = torch.diag(ridge), ridge * v
         for part, run, gap in zip(self.starts, runs, gaps, strict=True):

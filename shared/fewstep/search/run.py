@@ -15,11 +15,13 @@ from fewstep.artifacts import ArtifactError, save
 from fewstep.command import UsageError
 from fewstep.generator import Generator
 from fewstep.grids import Explicit
+from fewstep.prediction import Prediction
 from fewstep.search.boss import search_boss
 from fewstep.search.evolve import Evolution
 from fewstep.search.fit import Effort, fit_table
 from fewstep.search.olss import fit_olss
 from fewstep.search.problem import Items, Problem, items_of, problem
+from fewstep.search.q_sched import search_q_sched
 from fewstep.search.starts import Progress, error, fine_grid
 from fewstep.search.times import search_times
 from fewstep.search.usf import search_usf
@@ -32,9 +34,15 @@ QUICK = Effort(Evolution(population=24, keep=6, mutants=12, crosses=4, generatio
 
 
 def search(
-    method: str, task: Problem, nfe: int, seed: int = 0, quick: bool = False, progress: Progress | None = None
+    method: str,
+    task: Problem,
+    prediction: Prediction,
+    nfe: int,
+    seed: int = 0,
+    quick: bool = False,
+    progress: Progress | None = None,
 ) -> Table:
-    """The table of one of the methods of the command line."""
+    """The table of one of the methods of the command line, for a network of this prediction."""
     path, starts, generator = task.path, task.fit, torch.Generator().manual_seed(seed)
     few = Evolution(generations=6) if quick else Evolution()
     methods: dict[str, Callable[[], Table]] = {
@@ -44,6 +52,7 @@ def search(
         "olss": lambda: fit_olss(path, starts[:1], nfe),
         "boss": lambda: search_boss(path, starts[:1], nfe),
         "evolve": lambda: search_times(path, starts[:1], nfe, generator, DPMpp2M(), sizes=few, progress=progress),
+        "q_sched": lambda: search_q_sched(Table.of(DPMpp2M(), path, fine_grid(path, nfe)), prediction, starts),
         "usf": lambda: search_usf(path, starts[:1], nfe, generator, sizes=few, progress=progress),
     }
     return methods[method]()
@@ -61,19 +70,20 @@ def fixed(path: Any, nfe: int) -> dict[str, Table]:
 def main(args: argparse.Namespace) -> int:
     """The verb."""
     _check(args)
-    model = fewstep.load(args.model)
-    if not isinstance(model, Generator):
-        raise ArtifactError(f"{args.model} holds a {type(model).__name__}; a search needs a generator")
-    model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = _generator(args.model)
+    target = model if args.target is None else _generator(args.target)
     start = time.process_time()
     with bar() as progress:
         reached = progress.add_task("reference", total=None, figures="")
-        task = problem(model, _items(model, args), args.starts, args.batch_size, args.seed, args.reference_steps)
+        task = problem(
+            model, _items(model, args), args.starts, args.batch_size, args.seed, args.reference_steps, target=target
+        )
         progress.remove_task(reached)
         shown = progress.add_task(f"{args.method} search", total=None, figures="")
         table = search(
             args.method,
             task,
+            model.denoiser.prediction,
             args.nfe,
             args.seed,
             args.quick,
@@ -102,6 +112,13 @@ def main(args: argparse.Namespace) -> int:
         known = ", ".join(f"{name} {value:.4g}" for name, value in errors.items())
         sys.stderr.write(f"wrote {args.out}: error {facts['error']:.4g} on unseen starts ({known})\n")
     return 0
+
+
+def _generator(source: str) -> Generator:
+    model = fewstep.load(source)
+    if not isinstance(model, Generator):
+        raise ArtifactError(f"{source} holds a {type(model).__name__}; a search needs a generator")
+    return model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check(args: argparse.Namespace) -> None:

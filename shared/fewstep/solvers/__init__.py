@@ -37,6 +37,7 @@ from fewstep.solvers.gamma import GammaSampling as GammaSampling
 from fewstep.solvers.heavy_ball import GHVB as GHVB
 from fewstep.solvers.heavy_ball import HeavyBall as HeavyBall
 from fewstep.solvers.heavy_ball import Nesterov as Nesterov
+from fewstep.solvers.heavy_ball_2m import HeavyBall2M as HeavyBall2M
 from fewstep.solvers.heun import Heun as Heun
 from fewstep.solvers.ipndm import IPNDM as IPNDM
 from fewstep.solvers.kdpm2 import KDPM2 as KDPM2

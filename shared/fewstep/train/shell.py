@@ -11,10 +11,12 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.train.schedules import Constant, Schedule
@@ -96,11 +98,11 @@ class Shell(L.LightningModule, ABC):
         self.moved = True  # whether the last iteration changed the student
 
     def configure_model(self) -> None:
-        """Under ModelParallelStrategy: shard all networks and their averages, layer by layer (FSDP2)."""
+        """Under ModelParallelStrategy: shard networks and their averages, layer by layer (FSDP2)."""
         if self.device_mesh is None:
             return
         mesh = self.device_mesh["data_parallel"]
-        for network in (*self.children(), *([self.averaged] if self.averaged else [])):
+        for network in self.sharded():
             if not isinstance(network, FSDPModule):
                 for layer in network.modules():
                     if layer is not network and any(True for _ in layer.parameters(recurse=False)):
@@ -113,6 +115,10 @@ class Shell(L.LightningModule, ABC):
     def on_train_start(self) -> None:
         if self.done >= self.iterations:  # a finished run resumed
             self.trainer.should_stop = True
+
+    def sharded(self) -> list[nn.Module]:
+        """What FSDP2 shards; the rest is whole on every process."""
+        return [*self.children(), *([self.averaged] if self.averaged else [])]
 
     @abstractmethod
     def loss(self, batch: Batch) -> Terms:
@@ -183,6 +189,8 @@ class Shell(L.LightningModule, ABC):
 
     def update(self, terms: Iterable[str], optimizer: LightningOptimizer, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Clip, scheduled step; returns the gradient norm before clipping."""
+        if self.device_mesh is not None:
+            average_gradients(p for group in optimizer.param_groups for p in group["params"])
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
         if not torch.isfinite(norm):
             raise NonFiniteLoss(
@@ -242,6 +250,14 @@ class Shell(L.LightningModule, ABC):
             if hasattr(board, "add_image"):
                 for name, picture in pictures.items():
                     board.add_image(name, picture, global_step=self.done)  # pyright: ignore
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Over all processes, of those that FSDP2 has not sharded; its own are averaged by their backward."""
+    for p in parameters:
+        if p.grad is not None and not isinstance(p.grad, DTensor):
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
 
 
 def parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:

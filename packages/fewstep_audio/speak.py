@@ -155,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _line(report: dict[str, Any]) -> str:
-    return f"{report['output']}: {report['seconds']:.2f} s of speech in {report['pieces']} pieces, {report['real_time_factor']:.2f} x real time"
+    return f"{report['output']}: {report['seconds']:.2f} s of speech in {report['pieces']} pieces, real-time factor {report['real_time_factor']:.2f}"
 
 
 def _check(args: argparse.Namespace) -> None:

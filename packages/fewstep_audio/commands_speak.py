@@ -17,6 +17,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="DIR", help="artifact folder or hub id (default: spoken digits)"
     )
+    parser.add_argument(
+        "--vocoder", metavar="DIR", help="artifact folder or hub id (default: Griffin-Lim, without a network)"
+    )
     parser.add_argument("--steps", type=int, help="network evaluations of the decoder (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise: the same text and seed sound the same")
     parser.add_argument("--speaker", metavar="NAME", help="one of the model's speakers (default: the first)")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,10 +36,12 @@ PAUSE, FADE = (
 PICTURE = 10.0
 
 
+@runtime_checkable
 class Vocoder(Protocol):
     """mel (B, bands, T) -> wave (B, N)."""
 
-    mel: Mel
+    @property
+    def mel(self) -> Mel: ...
 
     def vocode(self, mel: Tensor) -> Tensor: ...
 
@@ -118,7 +120,10 @@ def main(args: argparse.Namespace) -> int:
         raise TextError("the text is empty: there is nothing to say")
     model = _model(args.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    start, parts, vocoder = time.perf_counter(), split(model, text), GriffinLim(model.mel)
+    vocoder = (
+        GriffinLim(model.mel) if args.vocoder is None else _vocoder(args.vocoder).to(next(model.parameters()).device)
+    )
+    start, parts = time.perf_counter(), split(model, text)
     rate, peak, shown = model.mel.rate, 0.0, torch.zeros(0)
     said = speak(model, vocoder, parts, args.seed, args.speaker, args.speed, args.steps)
     with AudioWriter(args.output, rate, 1) as writer, bar() as progress:
@@ -138,7 +143,7 @@ def main(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "speaker": args.speaker or (model.speakers[0] if model.speakers else None),
         "mel": {"name": model.mel.name, "fingerprint": model.mel.fingerprint},
-        "vocoder": type(vocoder).__name__,
+        "vocoder": args.vocoder or "Griffin-Lim",
         "pieces": len(parts),
         "seconds": round(seconds, 3),
         "real_time_factor": round(spent / seconds, 4),
@@ -150,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _line(report: dict[str, Any]) -> str:
-    return f"{report['output']}: {report['seconds']:.2f} s of speech in {report['pieces']} pieces, {report['real_time_factor']:.2f} x real time"
+    return f"{report['output']}: {report['seconds']:.2f} s of speech in {report['pieces']} pieces, real-time factor {report['real_time_factor']:.2f}"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -175,6 +180,16 @@ def _text(args: argparse.Namespace) -> str:
         return Path(args.text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         raise TextError(f"{args.text} is not a text file in UTF-8: {' '.join(str(err).split())}") from err
+
+
+def _vocoder(source: str) -> Any:
+    try:
+        found = fewstep.load(source)
+    except ArtifactError as err:
+        raise ArtifactError(f"no vocoder: {err}") from err
+    if not isinstance(found, Vocoder):
+        raise ArtifactError(f"{source} holds a {type(found).__name__}, which does not make waves of mels")
+    return found
 
 
 def _model(source: str) -> TextToSpeech:

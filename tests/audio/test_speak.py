@@ -130,6 +130,7 @@ def test_text_comes_from_files_and_stdin_too(model, tmp_path, monkeypatch):
         (["bad", "o.wav", "--seed", "-1"], UsageError, "--seed is 0 or more"),
         (["--file", "none.txt", "o.wav"], TextError, "none.txt is not a text file"),
         (["bad", "o.wav", "--model", "nowhere"], ValueError, "no model: nowhere"),
+        (["bad", "o.wav", "--vocoder", "nowhere"], ValueError, "no vocoder: nowhere"),
     ],
 )
 def test_bad_input_gives_one_line_and_no_file(model, tmp_path, monkeypatch, given, error, line):
@@ -144,6 +145,11 @@ def test_bad_input_gives_one_line_and_no_file(model, tmp_path, monkeypatch, give
 def test_a_vocoder_of_another_mel_is_refused():
     with pytest.raises(AudioError, match=r"speak: mel custom .* does not fit mel digits_8k"):
         next(speak(small(), GriffinLim(PRESETS["digits_8k"]), ["bad"]))
+
+
+def test_what_makes_no_waves_is_no_vocoder(model, tmp_path):
+    with pytest.raises(ValueError, match="holds a TextToSpeech, which does not make waves of mels"):
+        SPEAK.run(arguments("bad", tmp_path / "o.wav", "--model", model, "--vocoder", model))
 
 
 def test_words_are_the_pieces_of_a_model_of_words():

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fewstep.nets.unet import zero
 from fewstep_audio.tts.attention import RotaryAttention, WindowedAttention
 from fewstep_audio.tts.norms import ChannelNorm
 
@@ -22,9 +23,7 @@ class Prenet(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(layers))
         self.norms = nn.ModuleList(ChannelNorm(width) for _ in range(layers))
-        self.drop, self.project = nn.Dropout(dropout), nn.Conv1d(width, width, 1)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)  # pyright: ignore[reportArgumentType]
+        self.drop, self.project = nn.Dropout(dropout), zero(nn.Conv1d(width, width, 1))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         h = x

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fewstep_audio.item_noise import mixed
+
 
 def item_generator(seed: int, item: int) -> torch.Generator:
     """The stream of random numbers, on the CPU, of one item of a text spoken with this seed."""
-    [state] = np.random.SeedSequence([seed, item]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)
+    return torch.Generator().manual_seed(mixed(seed, item))
 
 
-class ItemNoise:
-    """Successive standard normal tensors (B, bands, T), 0 after the length of each item."""
+class PaddedNoise:
+    """Successive standard normal tensors (B, bands, T), 0 after the length of each item (`item_noise.ItemNoise` is for equal lengths)."""
 
     def __init__(self, generators: Sequence[torch.Generator], bands: int, frames: Sequence[int]) -> None:
         self.generators, self.bands, self.frames = generators, bands, frames

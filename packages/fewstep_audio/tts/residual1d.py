@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from fewstep.nets.embedding import Embeddings
+from fewstep.nets.unet import zero
 from fewstep_audio.tts.norms import MaskedGroupNorm
 
 GROUPS = 8
-
-
-def zero(conv: nn.Conv1d) -> nn.Conv1d:
-    """The convolution with all its parameters 0."""
-    for p in conv.parameters():
-        nn.init.zeros_(p)
-    return conv
 
 
 class Block(nn.Module):

@@ -26,7 +26,7 @@ from fewstep_audio.text.symbols import TextError
 from fewstep_audio.tts.alignment import log_likelihood, monotonic_alignment, stretch
 from fewstep_audio.tts.encoder import TextEncoder
 from fewstep_audio.tts.masks import length_mask
-from fewstep_audio.tts.noise import ItemNoise
+from fewstep_audio.tts.noise import PaddedNoise
 
 
 class Aligned(NamedTuple):
@@ -214,7 +214,7 @@ class TextToSpeech(Generator):
         frames = durations.sum(1)
         size = int(frames.max())
         mu, mask = stretch(mu_x, durations, size), length_mask(frames, size)
-        noise = ItemNoise(generators, self.mel.bands, frames.tolist())
+        noise = PaddedNoise(generators, self.mel.bands, frames.tolist())
         cond, y = self._told(mu, mask, voice)
         fresh = lambda row: noise.draw().to(mu)
         x = self.generate(noise.draw().to(mu), cond, y, steps, solver, fresh)

@@ -6,7 +6,7 @@ Every block and the last layer end in a zero-initialised convolution: an untrain
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import gcd
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from fewstep.nets.embedding import Embeddings
 from fewstep.nets.latent import Mapping as LatentMapping
 
 GROUPS = 8
+M = TypeVar("M", bound=nn.Module)
 
 
-def zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """The convolution with all its parameters 0."""
-    for p in conv.parameters():
+def zero(layer: M) -> M:
+    """The layer with all its parameters 0."""
+    for p in layer.parameters():
         nn.init.zeros_(p)
-    return conv
+    return layer
 
 
 class Attention(nn.Module):

@@ -24,8 +24,8 @@ from fewstep_audio.chunks import Chunks
 from fewstep_audio.commands_enhance import MODES
 from fewstep_audio.enhancement.enhancer import Enhancer
 from fewstep_audio.files import WRITE_SUFFIXES, Audio, AudioError, list_audio
+from fewstep_audio.picture import write_spectrograms
 from fewstep_audio.resample import resample_blocks
-from fewstep_audio.spectrogram_picture import draw_spectrograms
 from fewstep_audio.streams import AudioWriter, audio_info, read_blocks
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -90,9 +90,8 @@ def enhance_file(
             writer.write(block[:, : samples - writer.samples])
     if plot:
         shown = {"input": source, "output": target}
-        draw_spectrograms(
-            {name: _beginning(file, info.rate) for name, file in shown.items()}, target.with_suffix(".png")
-        )
+        sounds = {name: _beginning(file, info.rate) for name, file in shown.items()}
+        write_spectrograms(target.with_suffix(".png"), sounds)
     spent = time.perf_counter() - begun
     return {
         "input": str(source),

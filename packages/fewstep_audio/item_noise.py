@@ -24,7 +24,7 @@ class ItemNoise:
                 f"seed {seed} and {len(items)} items for a batch of {len(x)}; allowed: seed >= 0, an index per item"
             )
         self.x, self.seed, self.items = x, seed, tuple(items)
-        self._streams = [torch.Generator().manual_seed(mixed(seed, item)) for item in items]
+        self._streams = [item_generator(seed, item) for item in items]
 
     def draw(self) -> Tensor:
         """The next noise, like x."""
@@ -37,6 +37,7 @@ class ItemNoise:
         return self.draw()
 
 
-def mixed(seed: int, item: int) -> int:
-    """One 63-bit seed per (seed, item), neighbours of which share nothing."""
-    return int(np.random.SeedSequence([seed, item]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def item_generator(seed: int, item: int) -> torch.Generator:
+    """The stream of random numbers, on the CPU, of one item: neighbouring seeds and items share nothing."""
+    mixed = int(np.random.SeedSequence([seed, item]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(mixed)

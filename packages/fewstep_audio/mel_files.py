@@ -3,8 +3,6 @@
 metadata   mel_fingerprint: 16 hexadecimal digits, see `Mel.fingerprint`; mel: the preset's name
 """
 
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewstep.whole_file import whole
 from fewstep_audio.files import AudioError
 from fewstep_audio.mels import Mel
 
@@ -42,13 +41,8 @@ def read_mel(path: str | Path, mel: Mel) -> Tensor:
 
 def write_mel(path: str | Path, values: Tensor, mel: Mel) -> None:
     """(bands, T) to a .safetensors file that says what it is a mel of, whole or not at all."""
-    path = Path(path)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        save_file({"mel": values.contiguous()}, temporary, {"mel": mel.name, "mel_fingerprint": mel.fingerprint})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as part:
+        save_file({"mel": values.contiguous()}, part, {"mel": mel.name, "mel_fingerprint": mel.fingerprint})
 
 
 def _npy(path: Path) -> Tensor:

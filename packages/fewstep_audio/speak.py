@@ -21,11 +21,11 @@ from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_audio.commands_speak import DEFAULT_MODEL
 from fewstep_audio.griffin_lim import GriffinLim
+from fewstep_audio.item_noise import item_generator
 from fewstep_audio.mels import Mel
 from fewstep_audio.picture import write_picture
 from fewstep_audio.streams import AudioWriter
 from fewstep_audio.text import TextError, pieces
-from fewstep_audio.tts.noise import item_generator
 from fewstep_audio.tts.text_to_speech import TextToSpeech
 
 BATCH, AHEAD = 8, 64

@@ -8,9 +8,7 @@ Pillow reads and writes 8 bits and the metadata. It cuts 16-bit colour down to 8
 """
 
 import io
-import os
 import struct
-import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+
+from fewstep.whole_file import whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,14 +108,11 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     _check_tensors(path, photo)
     if not path.parent.is_dir():
         raise ImageError(f"{path}: folder {path.parent} does not exist; allowed: an existing folder")
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        temporary.write_bytes(_encode(photo, path.suffix.lower()))
-        os.replace(temporary, path)
+        with whole(path) as part:
+            part.write_bytes(_encode(photo, path.suffix.lower()))
     except (OSError, ValueError, struct.error) as error:
         raise ImageError(f"{path}: cannot be written ({_one_line(error)}); allowed: {_ALLOWED}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def list_photos(folder: str | Path, recursive: bool = False) -> list[Path]:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from uuid import uuid4
 
 from fewstep import __version__
+from fewstep.whole_file import whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,13 +172,9 @@ class Report:
         """Write the file, whole or not at all; a file already there is replaced."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{uuid4().hex}.tmp")
-        try:
+        with whole(path) as part:
             # A label may hold a file name that is not valid Unicode.
-            tmp.write_text(self.html(), encoding="utf-8", errors="replace")
-            os.replace(tmp, path)
-        finally:
-            tmp.unlink(missing_ok=True)
+            part.write_text(self.html(), encoding="utf-8", errors="replace")
         return path
 
     def _add(self, heading: str, body: str) -> None:

@@ -17,10 +17,10 @@ from fewstep.grids import Karras
 from fewstep.paths import PriorEDM
 from fewstep.precondition import ConsistencyPrecondition
 from fewstep.solvers import DDIM, GammaSampling, Heun
+from fewstep_audio.item_noise import item_generator
 from fewstep_audio.text import TextError
 from fewstep_audio.tts import SpeechJumps
 from fewstep_audio.tts.alignment import AlignmentError
-from fewstep_audio.tts.noise import item_generator
 from fewstep_audio.tts.text_to_speech import spread, windows
 from fewstep_audio.tts.training import TextToSpeechTraining, diffusion_loss, duration_loss, prior_loss
 

@@ -11,8 +11,8 @@ from fewstep import recipes
 from fewstep.artifacts import load, read_config
 from fewstep.train.fit import instantiate
 from fewstep_audio.files import Audio, write_audio
+from fewstep_audio.item_noise import item_generator
 from fewstep_audio.tts import SpeechJumps, TextToSpeech
-from fewstep_audio.tts.noise import item_generator
 
 TEACHERS = {"fsdd_tts_cd": "fsdd_tts", "fsdd_matcha_mean_flow": "fsdd_matcha", "lj_tts_cd": "lj_tts"}
 NAMES = [*TEACHERS.values(), "lj_matcha", *TEACHERS]

@@ -28,9 +28,9 @@ from fewstep.metrics import frechet_distance
 from fewstep_audio.data.fsdd import WORDS, SpokenDigits
 from fewstep_audio.data.utterance import Utterance
 from fewstep_audio.files import read_audio
+from fewstep_audio.item_noise import item_generator
 from fewstep_audio.recogniser import recognise, speech_features
 from fewstep_audio.tts.masks import length_mask
-from fewstep_audio.tts.noise import item_generator
 from fewstep_audio.tts.text_to_speech import TextToSpeech
 
 BATCH = 50

@@ -1,14 +1,13 @@
 """Mels on disk, so that a long corpus is analysed once: one safetensors file per recording, in a folder per mel preset."""
 
 import hashlib
-import os
-import uuid
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.whole_file import whole
 from fewstep_audio.data.recordings import Recording
 from fewstep_audio.mels import Mel
 
@@ -36,12 +35,8 @@ class MelCache:
             return load_file(entry)["mel"]
         except (FileNotFoundError, SafetensorError, KeyError):
             mel = self._analyse(recording)
-        temporary = self.folder / f".{uuid.uuid4().hex}.tmp"
-        try:
-            save_file({"mel": mel.contiguous()}, temporary)
-            os.replace(temporary, entry)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(entry) as part:
+            save_file({"mel": mel.contiguous()}, part)
         return mel
 
     def _analyse(self, recording: Recording) -> Tensor:

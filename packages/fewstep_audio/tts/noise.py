@@ -6,13 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fewstep_audio.item_noise import mixed
-
-
-def item_generator(seed: int, item: int) -> torch.Generator:
-    """The stream of random numbers, on the CPU, of one item of a text spoken with this seed."""
-    return torch.Generator().manual_seed(mixed(seed, item))
-
 
 class PaddedNoise:
     """Successive standard normal tensors (B, bands, T), 0 after the length of each item (`item_noise.ItemNoise` is for equal lengths)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
@@ -107,6 +108,9 @@ def main(out, batch_size, strategy, accumulate, method):
         for k, v in net.state_dict().items()
     }
     save_file(state, str(Path(out) / f"rank{trainer.global_rank}.safetensors"))
+    if dist.is_initialized():  # a process that ends while the other still gathers would take it down
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

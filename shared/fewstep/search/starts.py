@@ -34,14 +34,17 @@ class Starts(NamedTuple):
 def reference(
     denoise: Denoise, x: Tensor, path: Path, y: Tensor | None = None, steps: int = 100, clean: float | None = None
 ) -> Starts:
-    """The starts x with the end points of a fine solver: UniPC-3 on `steps` even steps in lambda, error O(steps^-3).
+    """The starts x with the end points of a fine solver: UniPC-3 on lambda_i = lambda_0 + (lambda_n - lambda_0) (i/n)^1.5, error O(steps^-3).
+
+    Steps are shortest at the noisy end, where a start chooses its mode: in 3072-d, cfg 7.5 a hundred even ones are .074 off, these .0008.
 
     Args:
         denoise: with guidance, conditions and anchor bound.
         x: (B, ...) at t_max, usually `path.start(noise, y)`.
         clean: see `span`.
     """
-    grid = fine_grid(path, steps, clean)
+    hi, lo = span(path, clean)
+    grid = levels_grid(path, hi + (lo - hi) * torch.linspace(0, 1, max(steps, 1), dtype=torch.float64) ** 1.5)
     with torch.no_grad():
         target = sample(denoise, x, path, SolverSchedule.unipc(grid, 3, "exact"), grid, y)
     return Starts(denoise, x, target, y)

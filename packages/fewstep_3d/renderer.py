@@ -44,8 +44,8 @@ class Renderer:
         normals: also the world normals: of a `Grid` by central differences, of other fields by automatic differentiation.
     """
 
-    opacity: Opacity = NeuS()  # noqa: RUF009
-    sampler: Sampler = Stratified()  # noqa: RUF009
+    opacity: Opacity = NeuS()
+    sampler: Sampler = Stratified()
     normals: bool = False
 
     def __call__(
@@ -92,7 +92,7 @@ class Renderer:
     ) -> Rendered:
         """All pixels: cameras of `objects` objects one after another, V each -> (objects, V, H, W, ...)."""
         rays = flat(cameras.rays(), objects)
-        return self(field, rays, background, generator).view(objects, -1, *cameras.size)
+        return self(field, rays, background, generator).view(objects, len(cameras) // objects, *cameras.size)
 
     @torch.no_grad()
     def image(self, field: Field, cameras: Cameras, background: Tensor | float = 0.0, chunk: int = 2**14) -> Rendered:

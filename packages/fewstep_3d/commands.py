@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from fewstep.command import Command, Parser
 
+DEFAULT_MODEL = "fewstep-demo/student"
+
 
 class Part(NamedTuple):
     """A verb behind `fewstep mesh`: one line of help, its arguments, and the module whose `main` runs it."""
@@ -65,20 +67,38 @@ PARTS = {
 }
 
 
+def _generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", metavar="WHAT", help="a class, a text or a picture (RGBA normal map), as the model takes"
+    )
+    parser.add_argument("output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="DIR", help="artifact folder or hub id (default: the demo's student)"
+    )
+    parser.add_argument("--steps", type=int, help="network evaluations (default: the model's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    _output(parser)
+    parser.set_defaults(resolution=64)
+
+
+GENERATE = Part("a mesh of a class, a text or a picture by a few-step student", _generate, "fewstep_3d.generate")
+
+
 def _mesh_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = "; ".join(f"{name}: {part.help}" for name, part in PARTS.items())
-    parser.add_argument("what", metavar="WHAT", choices=list(PARTS), help=verbs)
+    parser.add_argument("what", metavar="WHAT", help=f"{verbs}; anything else: {GENERATE.help}")
     parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="see fewstep mesh WHAT --help")
 
 
 def _mesh(args: argparse.Namespace) -> int:
-    part = PARTS[args.what]
+    part = PARTS.get(args.what, GENERATE)
     parser = Parser(prog=f"fewstep mesh {args.what}", description=part.help)
     part.arguments(parser)
-    return import_module(part.module).main(parser.parse_args(args.rest))
+    given = args.rest if args.what in PARTS else [args.what, *args.rest]
+    return import_module(part.module).main(parser.parse_args(given))
 
 
-MESH = Command("meshes: fit, export and compare", _mesh_arguments, _mesh)
+MESH = Command("meshes of classes, texts and pictures; fit, export and compare meshes", _mesh_arguments, _mesh)
 
 
 def _turntable_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fewstep.artifacts import ArtifactError
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.generator import Generator, Prepared
+from fewstep.generator import Generator, Prepared, pretrained
 from fewstep.grids import Grid
 from fewstep.solvers.base import Solver
 from fewstep_3d.cameras import Cameras
@@ -89,3 +90,15 @@ class MultiViewGenerator(Generator):
     def told(self, cond: Cond, cameras: Cameras) -> Cond:
         """Conditions of the objects, and the cameras of their views, as this model is told them."""
         return {**cond, "camera": self.rig.told(cameras).to(next(self.parameters()))}
+
+
+def pretrained_views(source: str) -> MultiViewGenerator:
+    """The multi-view model of an artifact folder or hub id: what recipes name as their teacher.
+
+    Raises:
+        ArtifactError: none there, or of another kind.
+    """
+    model = pretrained(source)
+    if not isinstance(model, MultiViewGenerator):
+        raise ArtifactError(f"{source} holds a {type(model).__name__}; a MultiViewGenerator is needed")
+    return model

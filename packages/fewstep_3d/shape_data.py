@@ -1,6 +1,6 @@
 """Data of multi-view models: stacks of views of procedural shapes, or of the meshes of a folder, rendered once and held in memory.
 
-Batches {"x0": (B, 4 V, H, W), "camera": (B, V, 16), "label": (B,), "image": (B, 4, H, W)}; `image` is a further view of the same object.
+Batches {"x0": (B, 4 V, H, W), "camera": (B, V, 16), "label": (B,), "image": (B, 4, H, W), "text": (B, D)}; `image` is a further view of the same object.
 Validation batches also hold "inside": (B, M, G, G, G), the insides of members of each label's class.
 """
 
@@ -24,6 +24,9 @@ from fewstep_3d.renderer import Renderer
 from fewstep_3d.rigs import Rig
 from fewstep_3d.samplers import Stratified
 from fewstep_3d.shapes import SHAPES, members
+from fewstep_3d.texts import hashed
+
+PHRASES = ("{}", "a {}", "one {}", "a picture of a {}", "the shape of a {}")
 
 
 class _Stacks:
@@ -50,6 +53,7 @@ class ShapeViews(L.LightningDataModule):
         side: corners per axis of the grids that are rendered, and of the insides.
         batch_size: of training; members: of each class, that generated shapes are compared with.
         images: batches hold a further view, from any azimuth at an elevation of the rig.
+        text: batches hold texts as vectors of this size: the class's name in some phrase; 0 for none.
         seed: of shapes, rigs and order.
     """
 
@@ -64,6 +68,7 @@ class ShapeViews(L.LightningDataModule):
         batch_size: int = 32,
         members: int = 48,
         images: bool = False,
+        text: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,7 +77,7 @@ class ShapeViews(L.LightningDataModule):
             raise ValueError(f"classes are some of {', '.join(SHAPES)}, not {', '.join(unknown) or 'none'}")
         self.classes, self.meshes, self.per_class, self.side = tuple(classes), meshes, per_class, side
         self.rig, self.renderer = rig or Rig(), renderer or Renderer(NeuS(20.0), Stratified(28), normals=True)
-        self.batch_size, self.members, self.images, self.seed = batch_size, members, images, seed
+        self.batch_size, self.members, self.images, self.text, self.seed = batch_size, members, images, text, seed
 
     def setup(self, stage: str | None = None) -> None:
         """Render everything.
@@ -117,13 +122,17 @@ class ShapeViews(L.LightningDataModule):
         for part in sdf.split(chunk):
             n = len(part)
             grid, cameras = FieldGrid(part[:, None].contiguous()), self.rig.draw(n, generator)
-            columns = {
+            columns: dict[str, Tensor] = {
                 "x0": stacked(self.renderer.views(grid, cameras, n)),
                 "camera": self.rig.told(cameras),
                 "label": torch.full((n,), label),
             }
             if self.images:
                 columns["image"] = self._further(grid, n, generator)
+            if self.text:
+                which = torch.randint(len(PHRASES), (n,), generator=generator).tolist()
+                texts = [hashed(PHRASES[i].format(self.names[label]), self.text) for i in which]
+                columns["text"] = torch.stack(texts)
             found.append(columns)
         return {k: torch.cat([c[k] for c in found]) for k in found[0]}
 

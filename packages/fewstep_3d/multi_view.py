@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fewstep.artifacts import ArtifactError
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.generator import Generator, Prepared, pretrained
+from fewstep.generator import Prepared, pretrained
 from fewstep.grids import Grid
 from fewstep.solvers.base import Solver
 from fewstep_3d.cameras import Cameras
 from fewstep_3d.conditions import ConditionedUNet, unwrapped, without
 from fewstep_3d.renderer import Rendered
 from fewstep_3d.rigs import Rig
+from fewstep_3d.view_teacher import ViewTeacher
 
 CHANNELS = 4
 
@@ -36,7 +37,7 @@ def masks(x0: Tensor) -> Tensor:
     return ((x0.unflatten(1, (-1, CHANNELS))[:, :, 3] + 1) / 2).clamp(0, 1)
 
 
-class MultiViewGenerator(Generator):
+class MultiViewGenerator(ViewTeacher):
     """(noise, label | text | image, camera) -> stacked views.
 
     Args:
@@ -80,8 +81,6 @@ class MultiViewGenerator(Generator):
         if net.image:
             cond["image"] = torch.zeros(net.image, self.rig.size, self.rig.size)
         return cond
-
-    # --- what rendering distillation asks of its teachers -------------------------------------------------------------
 
     def see(self, rendered: Rendered) -> Tensor:
         """Rendered views (B, V, H, W, ...) in the space of this model."""

@@ -27,12 +27,12 @@ from fewstep.train.shell import Batch, Terms
 from fewstep_3d.annealing import Annealed
 from fewstep_3d.cameras import Cameras
 from fewstep_3d.fields import Grid
-from fewstep_3d.multi_view import MultiViewGenerator
 from fewstep_3d.opacity import NeuS
 from fewstep_3d.renderer import Renderer
 from fewstep_3d.samplers import Stratified
 from fewstep_3d.sds import SDS
 from fewstep_3d.triplane_generator import TriplaneGenerator
+from fewstep_3d.view_teacher import ViewTeacher
 
 
 class Rendering(AlternatingDistiller):
@@ -48,7 +48,7 @@ class Rendering(AlternatingDistiller):
 
     def __init__(
         self,
-        teacher: MultiViewGenerator,
+        teacher: ViewTeacher,
         iterations: int,
         student: TriplaneGenerator,
         renderer: Renderer = Renderer(NeuS(20.0), Stratified(28), normals=True),
@@ -62,6 +62,7 @@ class Rendering(AlternatingDistiller):
         self._fields: Grid | None = None
         self._opacity: Tensor | None = None
         self._cameras: Cameras | None = None
+        self._asked: Cond = {}
 
     def loss(self, batch: Batch) -> Terms:
         """The method's, at the times of this share of the training."""
@@ -71,23 +72,25 @@ class Rendering(AlternatingDistiller):
 
     def drawn(self, batch: Batch) -> Drawn:
         """Conditions of K B views (step after step) with random cameras, and noise of B latents; data where the batch has some."""
-        student, teacher = cast(TriplaneGenerator, self.student), cast(MultiViewGenerator, self.teacher)
+        student, teacher = cast(TriplaneGenerator, self.student), cast(ViewTeacher, self.teacher)
         latents, cond, _ = student.prepare(batch)
+        self._asked = cond
         k, n = student.steps, len(latents)
         self._cameras = teacher.rig.draw(k * n).to(self.device)
         many = {name: v.repeat(k, *[1] * (v.ndim - 1)) for name, v in cond.items()}
-        real = batch["x0"].repeat(k, 1, 1, 1) if "x0" in batch else latents.new_zeros(k * n, *(teacher.shape or ()))
+        shape = (k * n, *(teacher.shape or ()))
+        fits = "x0" in batch and batch["x0"].shape[1:] == shape[1:]
+        real = batch["x0"].repeat(k, 1, 1, 1) if fits else latents.new_zeros(shape)
         return Drawn(real, teacher.told(many, self._cameras), None, self.guidance.draw(real), torch.randn_like(latents))
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:
         """The views of every step of the student, (K B, ...)."""
         student, teacher, noise = (
             cast(TriplaneGenerator, self.student),
-            cast(MultiViewGenerator, self.teacher),
+            cast(ViewTeacher, self.teacher),
             drawn.noise,
         )
-        own = {name: cond[name][: len(noise)] for name in student.net.wanted}
-        latents, states, times = progressive(student, noise, own)
+        latents, states, times = progressive(student, noise, self._asked)
         assert self._cameras is not None
         self._fields = student.table(latents)
         rendered = self.renderer.views(self._fields, self._cameras, len(latents))

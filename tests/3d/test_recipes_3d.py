@@ -168,3 +168,59 @@ def test_texts_with_words_in_common_are_near():
     assert torch.dot(a, hashed("a green chair", 64)) > torch.dot(a, c) + 5
     with pytest.raises(ValueError, match="word"):
         hashed("?!", 64)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_bench_of_classes_fills_its_table(trained, capsys):
+    """With trainings that are there, on a coarse grid; a second run judges nothing again."""
+    from fewstep_3d.bench import classes
+
+    trained("shapes_prd2")
+    Path("bench").mkdir()
+    Path("bench/0").symlink_to(Path("runs").resolve())
+    given = ["--seeds", "0", "--systems", "shapes_prd2", "--per-class", "2", "--members", "3", "--side", "12"]
+    assert classes.main([*given, "--folder", "bench", "--out", "classes.json"]) == 0
+    table = json.loads(Path("classes.json").read_text())
+    rows = {row["system"]: row for row in table["rows"]}
+    assert set(rows) == {
+        "teacher 20 steps, carved",
+        "sphere",
+        *(f"shapes_prd2, {k} step{'s' * (k > 1)}" for k in (1, 2, 4)),
+    }
+    assert rows["sphere"]["watertight"] == 1
+    assert rows["sphere"]["diversity"] == [0] * 6
+    assert rows["sphere"]["iou_of_classes"]["sphere"] > rows["sphere"]["iou_of_classes"]["chair"]
+    assert all(0 < d < 1 for d in table["diversity_of_members"])
+    assert all(row["seconds"] > 0 for row in rows.values())
+    before = Path("bench/0/sphere.json").stat().st_mtime_ns
+    assert classes.main([*given, "--folder", "bench"]) == 0
+    assert Path("bench/0/sphere.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_demo_leaves_a_report(tmp_path, monkeypatch, capsys):
+    small = {
+        "per_class: 150": "per_class: 1",
+        "per_class: 4": "per_class: 1",
+        "width: 32": "width: 8",
+        "steps: 10": "steps: 2",
+    }
+    found = recipes.find
+
+    def find(name):
+        text = found(name).read_text()
+        for old, new in small.items():
+            text = text.replace(old, new)
+        file = tmp_path / f"{Path(name).name}.yaml"
+        file.write_text(text)
+        return file
+
+    monkeypatch.setattr(recipes, "find", find)
+    assert run("demo", "3d", "--minutes", 0.001, "--out", tmp_path / "demo", "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert set(metrics["methods"]) == {"student, 1 step", "teacher, 20 steps, carved"}
+    assert metrics["training"]["student"]["iterations"] == 20
+    assert {"index.html", "metrics.json", "teacher", "student", "meshes", "turntables"} <= {
+        p.name for p in (tmp_path / "demo").iterdir()
+    }
+    assert run("demo", "3d", "--data", "x", "--out", tmp_path / "other") != 0

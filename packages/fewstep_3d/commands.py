@@ -18,6 +18,10 @@ class Part(NamedTuple):
     module: str
 
 
+def _y_up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--y-up", action="store_true", help="IN is y-up: many obj files are; glb always is")
+
+
 def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, default=96, help="corners of the grid per axis (default 96)")
     parser.add_argument("--faces", type=int, help="decimate to about so many faces")
@@ -29,6 +33,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="an artifact of one object, or a mesh (glb, obj, ply, stl)")
     parser.add_argument("output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl")
+    _y_up(parser)
     _output(parser)
 
 
@@ -47,6 +52,7 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=float, help="of the poses of transforms.json (default: cameras at distance 3)")
     parser.add_argument("--seed", type=int, default=0)
+    _y_up(parser)
     _output(parser)
 
 
@@ -108,6 +114,7 @@ def _turntable_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=128, help="pixels per side (default 128)")
     parser.add_argument("--channels", choices=["shaded", "rgb", "normal"], default="shaded")
     parser.add_argument("--elevation", type=float, default=15.0, help="degrees above the horizon (default 15)")
+    _y_up(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 

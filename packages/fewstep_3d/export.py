@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb."""
     out, start = check_output(args), time.perf_counter()
     scene = load_scene(args.input) if Path(args.input).is_dir() else None
-    mesh = read_mesh(args.input) if scene is None else scene.mesh(args.resolution)
+    mesh = read_mesh(args.input, args.y_up) if scene is None else scene.mesh(args.resolution)
     mesh = finished(mesh, args, scene and scene.field())
     write_mesh(out, mesh)
     report(args, {"input": args.input, "output": str(out), "seconds": time.perf_counter() - start} | facts(mesh))
@@ -53,13 +53,13 @@ def load_scene(source: str) -> Scene:
     return scene
 
 
-def source_mesh(source: str, resolution: int) -> trimesh.Trimesh:
-    """The mesh of a file, or the surface of the object in an artifact folder.
+def source_mesh(source: str, resolution: int, y_up: bool = False) -> trimesh.Trimesh:
+    """The mesh of a file (which may be y-up), or the surface of the object in an artifact folder.
 
     Raises:
         ArtifactError, MeshError, FieldError: see there.
     """
-    return load_scene(source).mesh(resolution) if Path(source).is_dir() else read_mesh(source)
+    return load_scene(source).mesh(resolution) if Path(source).is_dir() else read_mesh(source, y_up)
 
 
 def finished(mesh: trimesh.Trimesh, args: argparse.Namespace, field: Field | None = None) -> trimesh.Trimesh:

@@ -49,7 +49,7 @@ def views_of(args: argparse.Namespace) -> tuple[Views, Views | None]:
     if Path(args.input).is_dir():
         views, keep = read_views(args.input, args.background, args.scale), args.held_out
     else:
-        mesh = normalised(read_mesh(args.input))
+        mesh = normalised(read_mesh(args.input, args.y_up))
         views, keep = mesh_views(mesh, rig(args.views + args.held_out, size=(args.size, args.size))), args.held_out
     n = len(views.cameras)
     if keep == 0 or n < 2 * keep:

@@ -71,8 +71,8 @@ def _write_obj(file: Path, mesh: trimesh.Trimesh) -> None:
         part.write_text(text)
 
 
-def read_mesh(file: str | Path) -> trimesh.Trimesh:
-    """One mesh of a file, scenes joined, z up.
+def read_mesh(file: str | Path, y_up: bool = False) -> trimesh.Trimesh:
+    """One mesh of a file, scenes joined, z up; y_up: the file is y-up although it is no glb.
 
     Raises:
         MeshError: missing, unreadable, empty, not finite, too many faces.
@@ -86,7 +86,7 @@ def read_mesh(file: str | Path) -> trimesh.Trimesh:
         raise MeshError(f"{file}: not a mesh that can be read: {' '.join(str(err).split())[:200]}") from err
     if not isinstance(mesh, trimesh.Trimesh):
         raise MeshError(f"{file}: holds no triangles")
-    if file.suffix.lower() == ".glb":
+    if file.suffix.lower() == ".glb" or y_up:
         mesh.apply_transform(TO_Y_UP.T)
     check(mesh, str(file))
     if file.suffix.lower() == ".stl":  # which repeats every vertex for each of its faces

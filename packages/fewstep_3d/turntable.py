@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"a turn has 2 to 1000 frames of an even 16 to 1024 pixels, not {args.frames} of {args.size}")
     if not -90 <= args.elevation <= 90:
         raise UsageError(f"--elevation is -90 to 90 degrees, not {args.elevation}")
-    mesh = normalised(source_mesh(args.input, 96), welded=False)
+    mesh = normalised(source_mesh(args.input, 96, args.y_up), welded=False)
     cameras = turn(args.frames, args.elevation, args.size)
     write_film(out, pictures(mesh_views(mesh, cameras), args.channels))
     if args.json:

@@ -110,6 +110,11 @@ def test_glb_is_y_up(tmp_path):
     assert np.ptp(raw.vertices, axis=0).tolist() == pytest.approx([0.2, 1.0, 0.4])
 
 
+def test_other_files_may_be_y_up_too(tmp_path):
+    trimesh.creation.box((0.2, 1.0, 0.4)).export(tmp_path / "a.ply")
+    assert np.ptp(read_mesh(tmp_path / "a.ply", y_up=True).vertices, axis=0).tolist() == pytest.approx([0.2, 0.4, 1.0])
+
+
 @pytest.mark.parametrize("kind", ["glb", "obj"])
 def test_a_baked_texture_shows_the_colours_of_the_field(tmp_path, kind):
     mesh = decimated(extracted(ramp, 32), 600)

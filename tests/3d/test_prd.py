@@ -1,0 +1,354 @@
+"""Score distillation through a renderer: identities of the losses, the bookkeeping of progressive steps, gradients that reach everything."""
+
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+
+from fewstep.denoiser import Denoiser
+from fewstep.distill.asd import asd_loss
+from fewstep.distill.guidance import TeacherGuidance
+from fewstep.distill.score_gradient import ByTime
+from fewstep.distill.weighting import Even
+from fewstep.estimate import Estimate
+from fewstep.grids import Uniform
+from fewstep.lora import LowRank
+from fewstep.paths import VP, RectifiedFlow
+from fewstep.prediction import X0, U
+from fewstep.solvers import DDIM
+from fewstep_3d.annealing import Annealed
+from fewstep_3d.conditions import ConditionedUNet, without
+from fewstep_3d.multi_view import MultiViewGenerator, masks, stacked
+from fewstep_3d.opacity import NeuS
+from fewstep_3d.prd import RenderedASD, RenderedDMD, RenderedSDS, RenderedSIM, progressive
+from fewstep_3d.renderer import Renderer
+from fewstep_3d.rigs import Rig, azimuths
+from fewstep_3d.samplers import Stratified
+from fewstep_3d.sds import BySoftError, ClampedGuidance, sds_loss
+from fewstep_3d.shape_data import ShapeViews
+from fewstep_3d.triplane import TriplaneDecoder
+from fewstep_3d.triplane_generator import PlaneHead, TriplaneGenerator
+
+RIG = Rig(views=2, size=8)
+RENDERER = Renderer(NeuS(20.0), Stratified(8), normals=True)
+EVEN = ByTime(Even())
+
+
+def randomised(module, seed=0, scale=0.1):
+    """Untrained U-Nets output 0; these do not."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=g))
+    return module
+
+
+def teacher(seed=0, **kw):
+    torch.manual_seed(seed)
+    net = ConditionedUNet(8, 8, (1, 2), 1, (), **({"classes": 3, "views": 2} | kw))
+    return randomised(MultiViewGenerator(Denoiser(net, RectifiedFlow(), U()), DDIM(), Uniform(), 4, RIG))
+
+
+def student(seed=1, **kw):
+    torch.manual_seed(seed)
+    net = ConditionedUNet(4, 8, (1, 2), 1, (), **({"classes": 3} | kw))
+    parts = PlaneHead(4, 8, 4), TriplaneDecoder(4, 8, 1, colours=0)
+    made = TriplaneGenerator(Denoiser(net, RectifiedFlow(), X0()), DDIM(), Uniform(), *parts, latent_side=4, side=10)
+    return randomised(made, 1, 0.05)
+
+
+def module(kind=RenderedSDS, steps=1, seed=0, **kw):
+    kw = {"renderer": RENDERER, "steps": steps, "guidance": TeacherGuidance(2.0, 2.0)} | kw
+    return kind(teacher=teacher(), iterations=3, student=student(), **kw)
+
+
+BATCH = {"label": torch.tensor([0, 2])}
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+class Gaussian:
+    """The exact estimate for data N(mean, var) on a path."""
+
+    def __init__(self, path, mean, var):
+        self.path, self.mean, self.var = path, mean, var
+
+    def __call__(self, x, t):
+        a, _, s = (v.view(-1, 1) for v in self.path.schedule(t))
+        gain = a * self.var / (a**2 * self.var + s**2)
+        x0 = self.mean + gain * (x - a * self.mean)
+        return Estimate(x0, (x - a * x0) / s)
+
+
+def test_the_gradient_of_sds_is_what_it_says():
+    path, g = RectifiedFlow(), torch.Generator().manual_seed(0)
+    x0 = torch.randn(3, 5, dtype=torch.float64, generator=g).requires_grad_()
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    eps = torch.randn(3, 5, dtype=torch.float64, generator=g)
+    net = Gaussian(path, 1.0, 0.25)
+    x_t = path.sample(x0, eps, t).detach()
+    (grad,) = torch.autograd.grad(sds_loss(x0, x_t, t, net, path, EVEN).sum(), x0)
+    a, _, s = (v.view(-1, 1) for v in path.schedule(t))
+    torch.testing.assert_close(grad, (s / a) * (net(x_t, t).eps - eps) / 5, rtol=1e-9, atol=1e-12)
+
+
+def test_sds_vanishes_on_average_over_the_data_of_a_perfect_teacher():
+    path, net, g = RectifiedFlow(), Gaussian(RectifiedFlow(), 1.0, 0.25), torch.Generator().manual_seed(0)
+    x0 = (1.0 + 0.5 * torch.randn(200_000, 1, dtype=torch.float64, generator=g)).requires_grad_()
+    t = torch.full((200_000,), 0.5, dtype=torch.float64)
+    x_t = path.sample(x0, torch.randn(x0.shape, dtype=torch.float64, generator=g), t).detach()
+    (grad,) = torch.autograd.grad(sds_loss(x0, x_t, t, net, path, EVEN).sum(), x0)
+    assert abs(grad.mean()) < 5 * grad.std() / len(grad) ** 0.5
+    # Elsewhere it points to the mean, by (1 - gain a) of the way: the closed form for a fixed sample.
+    off = torch.full_like(x0, 3.0, requires_grad=True)
+    x_t = path.sample(off, torch.randn(x0.shape, dtype=torch.float64, generator=g), t).detach()
+    (grad,) = torch.autograd.grad(sds_loss(off, x_t, t, net, path, EVEN).sum(), off)
+    gain = 0.5 * 0.25 / (0.25 * 0.25 + 0.25)
+    assert grad.mean().item() == pytest.approx(2 * (1 - gain * 0.5), rel=0.01)
+
+
+def csd_gradient(eps, w, ratio_later=0.0):
+    path, x0 = RectifiedFlow(), torch.full((2, 3), 0.4, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.3, 0.6], dtype=torch.float64)
+    c, u = Gaussian(path, 1.0, 0.25), Gaussian(path, -0.5, 0.25)
+    guided = lambda x, t: c(x, t).map(lambda a, b: b + w * (a - b), u(x, t))
+    later = (t + ratio_later * t).clamp_max(1)
+    return torch.autograd.grad(asd_loss(x0, eps, t, later, guided, c, path, EVEN).sum(), x0)[0]
+
+
+def test_csd_knows_no_noise_and_vanishes_without_guidance():
+    g = torch.Generator().manual_seed(0)
+    eps, other = torch.randn(2, 2, 3, dtype=torch.float64, generator=g)
+    torch.testing.assert_close(csd_gradient(eps, 3.0), csd_gradient(other, 3.0), rtol=1e-9, atol=1e-12)
+    assert csd_gradient(eps, 3.0).abs().min() > 0.01
+    assert csd_gradient(eps, 1.0).abs().max() < 1e-14
+    assert csd_gradient(eps, 1.0, 0.1).abs().max() > 1e-3
+
+
+def test_the_soft_weight_and_the_clamp():
+    x0, wanted = torch.zeros(2, 4), torch.tensor([[0.1] * 4, [0.4] * 4])
+    weight = BySoftError(0.1)(x0, wanted, torch.zeros(2), RectifiedFlow())
+    torch.testing.assert_close(weight, torch.tensor([5.0, 2.0]))
+    model = teacher()
+    cond = {"label": torch.tensor([0]), "camera": RIG.told(RIG.draw(1))}
+    x, t = 9 * torch.randn(1, 8, 8, 8), torch.tensor([0.9])
+    free = ClampedGuidance(4.0, 4.0, most=1e6).teacher(model, cond, None, torch.tensor([4.0]))(x, t).x0
+    held = ClampedGuidance(4.0, 4.0).teacher(model, cond, None, torch.tensor([4.0]))(x, t).x0
+    assert free.abs().max() > 1.1
+    torch.testing.assert_close(held, free.clamp(-1.1, 1.1))
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [RenderedSDS, RenderedASD, RenderedDMD, RenderedSIM])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_method_reaches_every_parameter_of_the_student(kind, steps):
+    made = module(kind, steps)
+    torch.manual_seed(0)
+    terms = made.loss(BATCH)
+    assert {"score", "eikonal"} <= terms.keys()
+    assert ("fake" in terms) == (kind in (RenderedDMD, RenderedSIM))
+    sum(terms.values()).backward()
+    for name, p in made.student.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+    reached = [n for n, p in made.student.named_parameters() if p.grad.abs().max() > 0]
+    assert {n.split(".")[0] for n in reached} == {"denoiser", "head", "decoder"}
+    assert all(p.grad is None for p in made.teacher.parameters())
+
+
+def test_vsd_of_a_fake_score_that_is_the_teacher_without_guidance_vanishes():
+    for adapters in (None, LowRank(2)):
+        kw = {"weight": EVEN, "adapters": adapters, "guidance": TeacherGuidance(), "eikonal": 0.0}
+        made = module(RenderedDMD, **kw)
+        torch.manual_seed(0)
+        assert made.loss(BATCH)["score"].item() == 0.0
+
+
+def test_progressive_steps_are_those_of_one_after_another():
+    """One batch of all steps has the gradient of a backward per step with states detached between them."""
+    made, k = module(steps=3), 3
+    torch.manual_seed(5)
+    made.loss(BATCH)["score"].backward()
+    together = [p.grad.clone() for p in made.student.parameters()]
+    made.zero_grad()
+    own, path = made.student, made.student.denoiser.path
+    torch.manual_seed(5)
+    drawn = made.drawn(BATCH)
+    cams, times = made._cameras, own.grid(path, k)
+    state, cond, z0s = own.begin(drawn.noise), {"label": BATCH["label"]}, []
+    for n in range(k):
+        t = times[n].expand(2)
+        state = path.sample(z0s[-1].detach(), torch.randn_like(drawn.noise), t) if n else state
+        z0s.append(own.denoiser.bind(cond)(state, t).x0)
+    views = [stacked(RENDERER.views(own.table(z), cams[list(range(4 * n, 4 * n + 4))], 2)) for n, z in enumerate(z0s)]
+    t = made.times(6, made.teacher.denoiser.path)
+    eps = torch.randn(6, *made.teacher.shape)
+    denoise = made.guidance.teacher(made.teacher, drawn.cond, None, drawn.w)
+    x_t = made.teacher.denoiser.path.sample(torch.cat(views).detach(), eps, t)
+    wanted = denoise(x_t, t).x0.detach()
+    for n, x in enumerate(views):
+        part = slice(2 * n, 2 * n + 2)
+        ready = lambda _x, _t, w=wanted[part]: Estimate(w, w)
+        loss = sds_loss(x, x_t[part], t[part], ready, made.teacher.denoiser.path, made.weight).mean() / k
+        loss.backward()
+    for a, p in zip(together, made.student.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_later_steps_give_earlier_ones_no_gradient():
+    own = student()
+    noise = torch.randn(2, 4, 4, 4)
+    z0, states, t = progressive_at(own, noise, 2)
+    assert t.tolist() == [1.0, 1.0, 0.5, 0.5]
+    assert torch.equal(states[:2], noise)
+    assert not states.requires_grad  # the state of the second step holds no graph of the first
+    assert z0.requires_grad
+
+
+def progressive_at(own, noise, steps):
+    own.steps = steps
+    return progressive(own, noise, {"label": torch.tensor([0, 1])})
+
+
+def test_one_step_is_pure_noise_at_the_last_time():
+    _, states, t = progressive_at(student(), torch.ones(2, 4, 4, 4), 1)
+    assert t.tolist() == [1.0, 1.0]
+    assert (states == 1).all()
+
+
+def test_cameras_of_all_steps_differ_and_are_told_to_the_teacher():
+    made = module(steps=2)
+    drawn = made.drawn(BATCH)
+    assert drawn.cond["camera"].shape == (4, 2, 16)
+    assert len({tuple(row.flatten().tolist()) for row in drawn.cond["camera"]}) == 4
+    assert drawn.cond["label"].tolist() == [0, 2, 0, 2]
+    assert len(drawn.noise) == 2
+    torch.testing.assert_close(RIG.told(made._cameras), drawn.cond["camera"])
+
+
+def test_times_are_annealed():
+    made = module(annealed=Annealed((0.6, 0.0), (0.8, 0.2)))
+    made.loss(BATCH)
+    assert (made.times.low, made.times.high) == (0.6, 0.8)
+    made.done = 3
+    made.loss(BATCH)
+    assert (made.times.low, made.times.high) == (0.0, 0.2)
+    with pytest.raises(ValueError, match="annealing"):
+        Annealed((0.9, 0.0), (0.8, 0.2))
+
+
+def test_a_fixed_shape_is_learnt_from_a_teacher_that_knows_it_alone():
+    """The teacher always answers with the views of one shape, so SDS is regression on its renders."""
+    made = module(guidance=TeacherGuidance(), eikonal=0.0)
+    target = student(7).eval()
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3)).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        table = target.table(2 * latents)
+
+    def knows(*args):
+        views = stacked(RENDERER.views(table, made._cameras, 2)).detach()
+        return lambda x, t: Estimate(views, views)
+
+    made.guidance.teacher = knows
+    optimizer, errors = torch.optim.Adam(made.student.parameters(), 3e-3), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = made.loss(BATCH)["score"]
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            own = stacked(RENDERER.views(made._fields, made._cameras, 2))
+            errors.append(mse_loss(own, knows()(None, None).x0).item())
+    assert sum(errors[-5:]) < 0.3 * sum(errors[:5])
+
+
+# --- generators and data ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["label", "text", "image"])
+def test_teachers_and_students_take_labels_texts_and_pictures(kind):
+    sizes = {"label": {"classes": 3}, "text": {"classes": 0, "text": 5}, "image": {"classes": 0, "image": 4}}[kind]
+    value = {"label": torch.tensor([1, 2]), "text": torch.randn(2, 5), "image": torch.randn(2, 4, 8, 8)}[kind]
+    big, small = teacher(**sizes), student(**sizes)
+    cond = {kind: value, "camera": RIG.told(RIG.draw(2))}
+    noise = torch.randn(2, *big.shape)
+    out = big.generate(noise, cond)
+    assert out.shape == noise.shape
+    other = big.generate(noise, {**cond, "camera": RIG.told(RIG.draw(2))})
+    assert (out - other).abs().max() > 1e-5
+    assert (out - big.generate(noise, big.unconditional(cond))).abs().max() > 1e-5
+    assert small({kind: value}).values.shape == (2, 1, 10, 10, 10)
+    with pytest.raises(ValueError, match="wants|is given no label"):
+        big.generate(noise, {"camera": cond["camera"], "text" if kind != "text" else "image": value})
+
+
+def test_cameras_alone_cannot_be_dropped():
+    with pytest.raises(ValueError, match="no unconditional branch"):
+        without({"camera": torch.zeros(1, 2, 16)}, 0)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="8 channels"):
+        net = ConditionedUNet(12, 8, (1,), views=2)
+        MultiViewGenerator(Denoiser(net, VP(), U()), DDIM(), Uniform(), 4, RIG)
+    with pytest.raises(ValueError, match="each pair is equal"):
+        net = ConditionedUNet(4, 8, (1,), classes=3)
+        parts = PlaneHead(4, 8, 5), TriplaneDecoder(4, 8, 1, colours=0)
+        TriplaneGenerator(Denoiser(net, RectifiedFlow(), X0()), DDIM(), Uniform(), *parts)
+
+
+def test_rigs_are_rings_of_cameras():
+    rig = Rig(views=4, elevations=(10.0, 30.0))
+    cams = rig.draw(3, torch.Generator().manual_seed(0))
+    az, el = azimuths(cams)
+    turns = az.view(3, 4).diff(dim=1).remainder(360)
+    torch.testing.assert_close(turns, torch.full((3, 3), 90.0), atol=1e-3, rtol=0)
+    assert (el.view(3, 4).std(1) < 1e-3).all()
+    assert ((el >= 9.9) & (el <= 30.1)).all()
+    told = rig.told(cams).view(3, 4, 4, 4)
+    torch.testing.assert_close(told[..., :3, 3].norm(dim=-1), torch.ones(3, 4))
+    with pytest.raises(ValueError, match="elevations"):
+        Rig(elevations=(30.0, 10.0))
+
+
+def test_data_of_shapes(tmp_path):
+    data = ShapeViews(
+        ("sphere", "chair"), per_class=3, rig=RIG, renderer=RENDERER, side=16, batch_size=2, members=4, images=True
+    )
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    assert {k: tuple(v.shape) for k, v in batch.items()} == {
+        "x0": (2, 8, 8, 8),
+        "camera": (2, 2, 16),
+        "label": (2,),
+        "image": (2, 4, 8, 8),
+    }
+    assert batch["x0"].abs().max() <= 1 + 1e-5
+    assert masks(batch["x0"]).shape == (2, 2, 8, 8)
+    assert masks(data.train.columns["x0"]).mean() > 0.02
+    (val,) = list(data.val_dataloader())
+    assert val["inside"].shape == (2, 4, 16, 16, 16)
+    assert val["label"].tolist() == [0, 1]
+    again = ShapeViews(
+        ("sphere", "chair"), per_class=3, rig=RIG, renderer=RENDERER, side=16, batch_size=2, members=4, images=True
+    )
+    again.setup()
+    assert torch.equal(again.train.columns["x0"], data.train.columns["x0"])
+    with pytest.raises(ValueError, match="tree"):
+        ShapeViews(("tree",))
+
+
+def test_scores_of_a_member_are_perfect_for_its_class():
+    own = student()
+    inside = own({"label": torch.tensor([0, 1, 2])}, generator=torch.Generator().manual_seed(0)).values[:, 0] < 0
+    torch.manual_seed(0)
+    batch = {"label": torch.tensor([0, 1, 2]), "inside": torch.zeros(3, 2, 10, 10, 10, dtype=torch.bool)}
+    batch["inside"][:, 0] = inside
+    torch.manual_seed(0)
+    noise_first = own(own.prepare(batch).cond)
+    batch["inside"][:, 1] = noise_first.values[:, 0] < 0
+    torch.manual_seed(0)
+    figures = own.scores(batch)
+    assert figures["iou"].tolist() == [1, 1, 1]

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewstep.nets.adapter import Wrapper
 from fewstep_video.nets.block_attention import BlockAttention, Positions, Rotations, Sight, View, Window
 from fewstep_video.nets.wan import Wan
 
 
-class CausalWan(nn.Module):
+class CausalWan(Wrapper):
     """net(x (B, C, F, H, W), t (B,), past | cache and place, **conditions) -> (B, C, F, H, W).
 
     Args:
@@ -57,16 +58,6 @@ class CausalWan(nn.Module):
     def rotations(self) -> Rotations:
         """What stands in the model where its rotary table is made."""
         return self.net.model.rope  # pyright: ignore[reportReturnType]
-
-    @property
-    def classes(self) -> int:
-        """Those of the network."""
-        return self.net.classes
-
-    @property
-    def scalars(self) -> Mapping[str, float]:
-        """Those of the network."""
-        return self.net.scalars
 
     def forward(
         self,

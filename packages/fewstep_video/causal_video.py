@@ -8,7 +8,7 @@ A block costs the same whatever came before it. Noise belongs to the frame, so t
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from fewstep_video.codec import Codec
 from fewstep_video.frame_noise import FrameNoise
 from fewstep_video.nets.block_attention import Positions
 from fewstep_video.nets.causal_wan import CausalWan
+from fewstep_video.nets.wan import Wan
 from fewstep_video.video_generator import VideoGenerator
 
 
@@ -47,7 +48,9 @@ class CausalVideo(CausalGenerator, VideoGenerator):
         codec: Codec | None = None,
     ) -> None:
         if not hasattr(denoiser.net, "remembered"):
-            raise ValueError(f"a CausalVideo needs a network with a cache, such as CausalWan, not {type(denoiser.net).__name__}")
+            raise ValueError(
+                f"a CausalVideo needs a network with a cache, such as CausalWan, not {type(denoiser.net).__name__}"
+            )
         VideoGenerator.__init__(self, denoiser, solver, grid, steps, shape, fps, names, judge, codec)
         self.axis = 2
 
@@ -60,7 +63,7 @@ class CausalVideo(CausalGenerator, VideoGenerator):
     def of(cls, teacher: VideoGenerator, **about: Any) -> "CausalVideo":
         """The same generator made causal, with a copy of its weights; about: the further arguments of `CausalWan`."""
         d = copy.deepcopy(teacher.denoiser)
-        denoiser = Denoiser(CausalWan(d.net, **about), d.path, d.prediction, d.told)
+        denoiser = Denoiser(CausalWan(cast(Wan, d.net), **about), d.path, d.prediction, d.told)
         assert teacher.shape is not None
         given = (teacher.shape, teacher.fps, teacher.names, teacher.judge, copy.deepcopy(teacher.codec))
         return cls(denoiser, teacher.solver, teacher.grid, teacher.steps, *given)
@@ -69,7 +72,9 @@ class CausalVideo(CausalGenerator, VideoGenerator):
         """As of a `VideoGenerator`, and frames are whole blocks, in any number."""
         if frames < self.size or frames % self.size:
             nearest = max(round(frames / self.size), 1) * self.size
-            raise ValueError(f"{frames} frames are not made of blocks of {self.size}; the nearest number that is: {nearest}")
+            raise ValueError(
+                f"{frames} frames are not made of blocks of {self.size}; the nearest number that is: {nearest}"
+            )
         super().check_size(self.size, height, width)
 
     def continued(self, cond: Cond, past: Tensor) -> Cond:

@@ -95,7 +95,9 @@ def test_a_bidirectional_teacher_scores_clips_of_a_causal_student():
         for p in model.fake.denoiser.net.model.proj_out.parameters():
             p += 0.1
     sum(model.loss(clips()).values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.student.denoiser.net.net.model.blocks.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.student.denoiser.net.net.model.blocks.parameters()
+    )
 
 
 def test_artifacts_hold_causal_clips(tmp_path):

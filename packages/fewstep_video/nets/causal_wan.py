@@ -9,7 +9,7 @@ training's call agree also where the window has moved on.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class CausalWan(Wrapper):
     @property
     def rotations(self) -> Rotations:
         """What stands in the model where its rotary table is made."""
-        return self.net.model.rope  # pyright: ignore[reportReturnType]
+        return cast(Any, self.net).model.rope
 
     def forward(
         self,
@@ -104,7 +104,7 @@ class CausalWan(Wrapper):
 
     def tokens(self, x: Tensor) -> int:
         """Of a block of frames like x: (B, C, F, H, W)."""
-        frames, height, width = self.net.patch
+        frames, height, width = cast(Wan, self.net).patch
         return self.size // frames * (x.shape[3] // height) * (x.shape[4] // width)
 
     def after(self, cache: Tensor, place: Tensor | None, x: Tensor) -> View:
@@ -123,7 +123,7 @@ class CausalWan(Wrapper):
 
     def empty(self, x: Tensor) -> dict[str, Tensor]:
         """{"cache", "place"} before the first block, for frames like x: (B, C, F, H, W)."""
-        config: Any = self.net.model.config
+        config = cast(Any, self.net).model.config
         width = config.num_attention_heads * config.attention_head_dim
         cache = x.new_zeros(len(x), config.num_layers, 2, 0, width)
         return {"cache": cache, "place": torch.zeros(len(x), dtype=torch.long, device=x.device)}

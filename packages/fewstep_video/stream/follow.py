@@ -28,7 +28,12 @@ class Follow:
     latency = 1
 
     def __init__(
-        self, model: CausalVideo, value: Tensor, level: float | NoiseController = 0.6, steps: int | None = None, seed: int = 0
+        self,
+        model: CausalVideo,
+        value: Tensor,
+        level: float | NoiseController = 0.6,
+        steps: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.model, self.seed = model, seed
         self.control = level if isinstance(level, NoiseController) else NoiseController(level, span=0.0)

@@ -1,7 +1,7 @@
 """How much noise a stream's frames are given: less where they move, so that the result follows them (StreamDiffusionV2, arXiv:2511.07399).
 
-    motion = clip( max over frames of rms(I_f - I_{f-1}) / .2, 0, 1 ),   I in [-1, 1]
-    nu    <- .9 (nu_0 - .1 motion) + .1 nu
+motion = clip( max over frames of rms(I_f - I_{f-1}) / .2, 0, 1 ),   I in [-1, 1]
+nu    <- .9 (nu_0 - .1 motion) + .1 nu
 """
 
 import torch
@@ -20,7 +20,9 @@ class NoiseController:
 
     def __init__(self, level: float = 0.8, span: float = 0.1, scale: float = 0.2, memory: float = 0.1) -> None:
         if not 0 < level <= 1 or not 0 <= span < level or not scale > 0 or not 0 <= memory < 1:
-            raise ValueError(f"a level is in (0, 1], its span below it, memory in [0, 1); got {level}, {span} and {memory}")
+            raise ValueError(
+                f"a level is in (0, 1], its span below it, memory in [0, 1); got {level}, {span} and {memory}"
+            )
         self.level, self.span, self.scale, self.memory = level, span, scale, memory
         self.now = level
         self._before: Tensor | None = None

@@ -1,8 +1,8 @@
 """Was a stream in time: latency, jitter and deadlines, in memory that does not grow.
 
-    latency    from when a frame was there to when its result was written
-    jitter     standard deviation of the intervals between blocks of results
-    deadline   the k-th frame is due k / fps after the first one was written
+latency    from when a frame was there to when its result was written
+jitter     standard deviation of the intervals between blocks of results
+deadline   the k-th frame is due k / fps after the first one was written
 """
 
 import math

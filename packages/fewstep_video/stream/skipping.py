@@ -1,6 +1,5 @@
 """Blocks that look like the last one are not made again (StreamDiffusion's stochastic similarity filter, arXiv:2312.12491)."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from fewstep.guidance.similarity import SimilarityFilter
 class Stage(Protocol):
     """What makes blocks of blocks: `Follow`, `StreamBatch`, `Skipping`. (1, ...) -> (1, ...), None while it fills."""
 
-    __call__: Callable[[Tensor], Tensor | None]
+    def __call__(self, block: Tensor, /) -> Tensor | None: ...
 
     def drain(self) -> list[Tensor]: ...
 

@@ -47,8 +47,8 @@ class VideoNetwork(nn.Module, ABC):
         if unknown := sorted(set(self.config) - set(allowed)):
             raise ValueError(f"{self.kind} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}")
         self.model: nn.Module = cls(**self.config)
-        if condition.dim != self.text_width:
-            raise ValueError(f"the condition has tokens of {condition.dim}, this {self.kind} takes {self.text_width}")
+        if condition.dim != (width := self.text_width(self.model)):
+            raise ValueError(f"the condition has tokens of {condition.dim}, this {self.kind} takes {width}")
         self.further = nn.ModuleDict({name: _from_zero(condition.dim, k) for name, k in self.scalars.items()})
 
     @classmethod
@@ -70,9 +70,9 @@ class VideoNetwork(nn.Module, ABC):
         """How many it knows, where it is conditioned on classes; else 0."""
         return self.condition.count if isinstance(self.condition, Classes) else 0
 
-    @property
+    @staticmethod
     @abstractmethod
-    def text_width(self) -> int:
+    def text_width(model: nn.Module) -> int:
         """Width of the tokens that the model's cross-attention takes."""
 
     @abstractmethod

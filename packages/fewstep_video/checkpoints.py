@@ -20,6 +20,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.integrations.diffusers_config import read
 from fewstep.lora import LoRA, LowRank
 from fewstep_video.codecs import Codec, CogVideoXCodec, FrameCodec, WanCodec
+from fewstep_video.cogvideox_schedule import SCHEDULERS, read_cogvideox
 from fewstep_video.nets import LTX, CogVideoX, Texts, UNet3D, UNetMotion, Wan
 from fewstep_video.video_generator import VideoGenerator
 
@@ -61,7 +62,8 @@ def from_folder(
     scheduler = place / "scheduler" / "scheduler_config.json"
     if not scheduler.is_file():
         raise ArtifactError(f"{scheduler}: no such file; the scheduler says what the network predicts")
-    found = read(_json(scheduler))
+    schedule = _json(scheduler)
+    found = (read_cogvideox if schedule.get("_class_name") in SCHEDULERS else read)(schedule)
     net = kind.of(model, Texts(text_length, kind.text_width(model)))
     codec, shape = None, (_channels(net.model), frames, height, width)
     if not latents:

@@ -34,7 +34,7 @@ class WanCodec(Codec):
 
 
 class CogVideoXCodec(Codec):
-    """z = scaling_factor mean; 4n+1 frames become n+1."""
+    """z = scaling_factor mean; 8n+1 frames become 2n+1: of an even number of latents the decoder makes more frames than there were."""
 
     kind = "AutoencoderKLCogVideoX"
 
@@ -48,7 +48,7 @@ class CogVideoXCodec(Codec):
         c = self.model.config
         space = 2 ** (len(c.block_out_channels) - 1)  # pyright: ignore
         time = int(c.temporal_compression_ratio)  # pyright: ignore
-        return c.latent_channels, *compressed(self.kind, (frames, height, width), time, space)  # pyright: ignore
+        return c.latent_channels, *compressed(self.kind, (frames, height, width), time, space, 2 * time)  # pyright: ignore
 
 
 class FrameCodec(Codec):

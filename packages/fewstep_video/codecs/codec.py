@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from fewstep.nets.frozen import Frozen
+from fewstep_video.model_config import model_config
 
 
 class Codec(Frozen, ABC):
@@ -21,7 +22,7 @@ class Codec(Frozen, ABC):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.config = dict(config)
+        self.config = model_config(config)
         self.model: nn.Module = getattr(import_module("diffusers"), self.kind)(**self.config)
         self.requires_grad_(False).eval()
 
@@ -50,17 +51,20 @@ class Codec(Frozen, ABC):
         """
 
 
-def compressed(kind: str, size: tuple[int, int, int], time: int, space: int) -> tuple[int, int, int]:
-    """(f, h, w) of a causal autoencoder, whose first frame stands alone: f = 1 + (frames - 1)/time.
+def compressed(
+    kind: str, size: tuple[int, int, int], time: int, space: int, unit: int | None = None
+) -> tuple[int, int, int]:
+    """(f, h, w) of a causal autoencoder, whose first frame stands alone: f = 1 + (frames - 1)/time; `unit`: of the other frames, `time` at least.
 
     Raises:
         ValueError: other sizes.
     """
     frames, height, width = size
-    if (frames - 1) % time or height % space or width % space or min(size) < 1:
-        near = 1 + max(0, round((frames - 1) / time)) * time, *(max(space, round(n / space) * space) for n in size[1:])
+    unit = unit or time
+    if (frames - 1) % unit or height % space or width % space or min(size) < 1:
+        near = 1 + max(0, round((frames - 1) / unit)) * unit, *(max(space, round(n / space) * space) for n in size[1:])
         given, allowed = ("x".join(map(str, s)) for s in (size, near))
         raise ValueError(
-            f"{kind} takes {time}n+1 frames and sides that are multiples of {space}: not {given}, the nearest is {allowed}"
+            f"{kind} takes {unit}n+1 frames and sides that are multiples of {space}: not {given}, the nearest is {allowed}"
         )
     return 1 + (frames - 1) // time, height // space, width // space

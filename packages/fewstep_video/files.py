@@ -14,8 +14,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
+import av
 import numpy as np
 import torch
+from av.codec.codec import UnknownCodecError
+from av.error import FFmpegError
 from torch import Tensor
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".webp")
@@ -99,8 +102,6 @@ class _Source:
         self.info = VideoInfo(float(fps or 0), width, height, int(self.stream.frames), comment)
 
     def frames(self) -> Iterator[Tensor]:
-        import av
-
         count, first = 0, None
         try:
             for frame in self.container.decode(self.stream):
@@ -111,7 +112,7 @@ class _Source:
                     raise VideoError(f"{self.path}: frame {count} is {now}, the first is {was}; allowed: one size")
                 count += 1
                 yield self.upright(frame)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise VideoError(
                 f"{self.path}: damaged after {count} frames ({_reason(error)}); allowed: a complete file"
             ) from error
@@ -136,8 +137,6 @@ class _opened:
         self.path = path
 
     def __enter__(self) -> _Source:
-        import av
-
         if not self.path.is_file():
             what = "a folder" if self.path.is_dir() else "no such file"
             raise VideoError(f"{self.path}: {what}; allowed: {_ALLOWED}")
@@ -145,14 +144,14 @@ class _opened:
             raise VideoError(f"{self.path}: the file is empty; allowed: {_ALLOWED}")
         try:
             self.container = av.open(str(self.path))
-        except (av.FFmpegError, ValueError) as error:
+        except (FFmpegError, ValueError) as error:
             raise VideoError(f"{self.path}: cannot be read ({_reason(error)}); allowed: {_ALLOWED}") from error
         try:
             return _Source(self.path, self.container)
         except VideoError:
             self.container.close()
             raise
-        except (av.FFmpegError, ValueError, AttributeError) as error:
+        except (FFmpegError, ValueError, AttributeError) as error:
             self.container.close()
             raise VideoError(
                 f"{self.path}: no decoder for its codec ({_reason(error)}); allowed: {_ALLOWED}"
@@ -175,8 +174,6 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | Path, fps: float, quality: int = 18, about: Mapping[str, Any] | None = None) -> None:
-        import av
-
         self.path, self.fps, self.quality, self.about = Path(path), fps, quality, dict(about or {})
         suffix = self.path.suffix.lower()
         if suffix not in WRITE_SUFFIXES:
@@ -188,7 +185,7 @@ class VideoWriter:
         self.encoder = _ENCODERS[suffix]
         try:
             av.Codec(self.encoder, "w")
-        except av.codec.codec.UnknownCodecError as error:
+        except UnknownCodecError as error:
             have = " ".join(s for s, e in _ENCODERS.items() if e != self.encoder and _has(e)) or "none"
             raise VideoError(f"{path}: this PyAV has no encoder {self.encoder}; what it can write: {have}") from error
         self.frames = 0
@@ -219,8 +216,6 @@ class VideoWriter:
             self._encode(frame)
 
     def _open(self, width: int, height: int) -> None:
-        import av
-
         self.size = (width, height)
         even = width + width % 2, height + height % 2
         about = {**self.about, **({"size": self.size} if even != self.size else {})}
@@ -231,14 +226,12 @@ class VideoWriter:
                 self._container.metadata["comment"] = json.dumps({"fewstep": about})
             rate = Fraction(self.fps).limit_denominator(1001)
             self._stream = self._container.add_stream(self.encoder, rate=rate, options={"crf": str(self.quality)})
-        except (av.FFmpegError, ValueError, OSError) as error:
+        except (FFmpegError, ValueError, OSError) as error:
             self._discard()
             raise VideoError(f"{self.path}: cannot be written ({_reason(error)})") from error
         self._stream.width, self._stream.height, self._stream.pix_fmt = *even, "yuv420p"
 
     def _encode(self, frame: Tensor) -> None:
-        import av
-
         assert self.size is not None
         width, height = self.size
         pixels = np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
@@ -246,7 +239,7 @@ class VideoWriter:
         try:
             for packet in self._stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 self._container.mux(packet)
-        except (av.FFmpegError, ValueError, OSError) as error:
+        except (FFmpegError, ValueError, OSError) as error:
             raise VideoError(f"{self.path}: frame {self.frames} cannot be encoded ({_reason(error)})") from error
         self.frames += 1
 
@@ -263,8 +256,6 @@ class VideoWriter:
 
     def save(self) -> None:
         """End the file with what was written and give it its name: what interrupted streams do in place of nothing."""
-        import av
-
         if self._container is None:
             return
         try:
@@ -273,16 +264,14 @@ class VideoWriter:
             self._container.close()
             self._container = None
             os.replace(self._temporary, self.path)
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise VideoError(f"{self.path}: cannot be written ({_reason(error)})") from error
         finally:
             self._discard()
 
     def _discard(self) -> None:
-        import av
-
         if self._container is not None:
-            with suppress(av.FFmpegError, OSError, ValueError):
+            with suppress(FFmpegError, OSError, ValueError):
                 self._container.close()
             self._container = None
         self._temporary.unlink(missing_ok=True)
@@ -323,8 +312,6 @@ def _size_of(comment: str) -> tuple[int, int] | None:
 
 
 def _has(encoder: str) -> bool:
-    import av
-
     return encoder in av.codecs_available
 
 

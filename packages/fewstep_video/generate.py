@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 import fewstep
 from fewstep.artifacts import ArtifactError
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
-from fewstep_video.files import WRITE_SUFFIXES, VideoError, write_video
+from fewstep_video.files import WRITE_SUFFIXES, write_video
+from fewstep_video.nets.conditions import Texts
 from fewstep_video.preview import PREVIEW_SUFFIXES, write_picture, write_preview
 from fewstep_video.sheet import contact_sheet
+from fewstep_video.texts import stored_text
 from fewstep_video.verbs.generate import DEFAULT_MODEL
 from fewstep_video.video_generator import VideoGenerator
 
@@ -114,20 +114,20 @@ def class_of(model: VideoGenerator, name: str) -> int:
 
 
 def text_of(model: VideoGenerator, args: argparse.Namespace) -> Tensor:
-    """The embeddings (L, D) in the file of --text."""
+    """The embeddings (L, D) of --text: those in the file, or of the words where the model knows how."""
+    condition = model.condition
+    assert isinstance(condition, Texts)
     if args.classes is not None or args.text is None:
-        raise UsageError(f"{args.model} is conditioned on texts: give their embeddings with --text FILE.safetensors")
-    try:
-        held = load_file(args.text)
-    except (SafetensorError, OSError) as error:
-        raise VideoError(
-            f"{args.text}: cannot be read ({error}); allowed: a .safetensors with a tensor `text`"
-        ) from error
-    wanted = (model.condition.length, model.condition.dim)
-    text = held.get("text", torch.zeros(0))
-    if tuple(text.shape) != wanted:
-        raise VideoError(f"{args.text}: `text` is {tuple(text.shape)}; allowed: {wanted}")
-    return text.float()
+        raise UsageError(f"{args.model} is conditioned on texts: give one with --text")
+    if Path(args.text).suffix == ".safetensors":
+        text = stored_text(args.text)
+    elif condition.words is not None:
+        text = condition.words(args.text)
+    else:
+        raise UsageError(f"{args.model} has no text encoder: give embeddings with --text FILE.safetensors")
+    if tuple(text.shape) != (condition.length, condition.dim):
+        raise UsageError(f"{args.text}: `text` is {tuple(text.shape)}; allowed: {(condition.length, condition.dim)}")
+    return text
 
 
 def _known(model: VideoGenerator) -> str:

@@ -15,7 +15,7 @@ from fewstep.generator import Generator, Prepared
 from fewstep.grids import Grid
 from fewstep.sampling import Callback, sample
 from fewstep.solvers.base import Solver
-from fewstep_video.codec import Codec
+from fewstep_video.codecs import Codec
 from fewstep_video.frame_noise import FrameNoise
 from fewstep_video.nets.conditions import Conditions
 from fewstep_video.sheet import contact_sheet
@@ -52,7 +52,7 @@ class VideoGenerator(Generator):
         if len(shape) != 4:
             raise ValueError(f"the shape of a clip is (C, F, H, W), not {tuple(shape)}")
         self.shape, self.fps, self.names, self.judge = tuple(shape), fps, tuple(names), judge
-        self.codec = None if codec is None else cast(Codec, codec.requires_grad_(False))
+        self.codec = codec
         if names and len(names) != self.classes:
             raise ValueError(f"{len(names)} names for a network of {self.classes} classes")
         self.check_size(*self.shape[1:])

@@ -1,7 +1,7 @@
 """CogVideoX's transformer (arXiv:2408.06072): text and video tokens in one attention, learnt or rotary positions."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep_video.nets.video_network import VideoNetwork, whole_patches
 
@@ -14,9 +14,9 @@ class CogVideoX(VideoNetwork):
 
     kind = "CogVideoXTransformer3DModel"
 
-    @property
-    def text_width(self) -> int:
-        return int(self.model.config.text_embed_dim)  # pyright: ignore
+    @staticmethod
+    def text_width(model: nn.Module) -> int:
+        return int(model.config.text_embed_dim)  # pyright: ignore
 
     def call(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         rotary = self.rotary(x) if self.model.config.use_rotary_positional_embeddings else None  # pyright: ignore

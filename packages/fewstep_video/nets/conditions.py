@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewstep_video.texts import WordVectors
+
 
 class Conditions(nn.Module, ABC):
     """One condition of a network, by its name in batches and conditions."""
@@ -54,13 +56,22 @@ class Classes(Conditions):
 
 
 class Texts(Conditions):
-    """`text` (B, length, dim): embeddings that somebody else's encoder made; zeros stand for no condition."""
+    """`text` (B, length, dim): embeddings that somebody else made; zeros stand for no condition.
+
+    Args:
+        length, dim: of the tokens of a text.
+        words: what makes them of words, where it is known.
+    Raises:
+        ValueError: words of another length or width.
+    """
 
     name = "text"
 
-    def __init__(self, length: int, dim: int) -> None:
+    def __init__(self, length: int, dim: int, words: WordVectors | None = None) -> None:
         super().__init__()
-        self.length, self.dim = length, dim
+        if words is not None and (words.length, words.dim) != (length, dim):
+            raise ValueError(f"texts are of {length} tokens of {dim}, the words of {words.length} of {words.dim}")
+        self.length, self.dim, self.words = length, dim, words
 
     def forward(self, value: Tensor) -> Tensor:
         if value.shape[1:] != (self.length, self.dim):

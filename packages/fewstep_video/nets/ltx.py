@@ -2,7 +2,7 @@
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep_video.nets.video_network import VideoNetwork, whole_patches
 
@@ -12,9 +12,9 @@ class LTX(VideoNetwork):
 
     kind = "LTXVideoTransformer3DModel"
 
-    @property
-    def text_width(self) -> int:
-        return int(self.model.config.caption_channels)  # pyright: ignore
+    @staticmethod
+    def text_width(model: nn.Module) -> int:
+        return int(model.config.caption_channels)  # pyright: ignore
 
     @property
     def patch(self) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """ModelScope's text-to-video UNet (arXiv:2308.06571): convolutions and attention over frames between those of images."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep_video.nets.video_network import VideoNetwork, whole_patches
 
@@ -10,9 +10,9 @@ class UNet3D(VideoNetwork):
 
     kind = "UNet3DConditionModel"
 
-    @property
-    def text_width(self) -> int:
-        return int(self.model.config.cross_attention_dim)  # pyright: ignore
+    @staticmethod
+    def text_width(model: nn.Module) -> int:
+        return int(model.config.cross_attention_dim)  # pyright: ignore
 
     def call(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         return self.model(x, time, tokens, return_dict=False)[0]

@@ -1,6 +1,6 @@
 """AnimateDiff's UNet (arXiv:2307.04725): a UNet of images with motion modules between its blocks."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep_video.nets.video_network import VideoNetwork, whole_patches
 
@@ -10,9 +10,9 @@ class UNetMotion(VideoNetwork):
 
     kind = "UNetMotionModel"
 
-    @property
-    def text_width(self) -> int:
-        return int(self.model.config.cross_attention_dim)  # pyright: ignore
+    @staticmethod
+    def text_width(model: nn.Module) -> int:
+        return int(model.config.cross_attention_dim)  # pyright: ignore
 
     def call(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         return self.model(x, time, tokens.repeat_interleave(x.shape[2], 0), return_dict=False)[0]

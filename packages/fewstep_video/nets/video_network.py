@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from fewstep.nets.embedding import TimeEmbedding
+from fewstep_video.model_config import model_config
 from fewstep_video.nets.conditions import Classes, Conditions
 
 
@@ -40,16 +41,16 @@ class VideoNetwork(nn.Module, ABC):
         time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
-        self.config, self.condition, self.scalars = dict(config), condition, dict(scalars or {})
+        self.config, self.condition, self.scalars = model_config(config), condition, dict(scalars or {})
         self.time_scale = time_scale
         cls = self.model_class()
         allowed = list(inspect.signature(cls.__init__).parameters)[1:]
         if unknown := sorted(set(self.config) - set(allowed)):
             raise ValueError(f"{self.kind} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}")
         self.model: nn.Module = cls(**self.config)
-        if condition.dim != self.text_width:
-            raise ValueError(f"the condition has tokens of {condition.dim}, this {self.kind} takes {self.text_width}")
-        self.further = nn.ModuleDict({name: _from_zero(condition.dim, k) for name, k in self.scalars.items()})
+        if condition.dim != (width := self.text_width(self.model)):
+            raise ValueError(f"the condition has tokens of {condition.dim}, this {self.kind} takes {width}")
+        self.told = Told(condition.dim, self.scalars)
 
     @classmethod
     def model_class(cls) -> Any:
@@ -70,9 +71,9 @@ class VideoNetwork(nn.Module, ABC):
         """How many it knows, where it is conditioned on classes; else 0."""
         return self.condition.count if isinstance(self.condition, Classes) else 0
 
-    @property
+    @staticmethod
     @abstractmethod
-    def text_width(self) -> int:
+    def text_width(model: nn.Module) -> int:
         """Width of the tokens that the model's cross-attention takes."""
 
     @abstractmethod
@@ -94,20 +95,28 @@ class VideoNetwork(nn.Module, ABC):
             raise ValueError(f"the network takes {sorted(wanted)}, it was given {sorted(conditions)}")
         if (why := self.fits(*x.shape[2:])) is not None:
             raise ValueError(why)
-        tokens = self.condition(conditions[self.condition.name]).to(x.dtype)
-        for name, embedding in self.further.items():
-            tokens = tokens + embedding(conditions[name])[:, None]
+        tokens = self.told(self.condition(conditions[self.condition.name]).to(x.dtype), conditions)
         out = self.call(x, t * self.time_scale, tokens)
         return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
 
 
-def _from_zero(width: int, scale: float) -> TimeEmbedding:
-    embedding = TimeEmbedding(64, width, scale)
-    last = embedding.mlp[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return embedding
+class Told(nn.Module):
+    """Adds the embeddings of further scalars to tokens (B, L, dim); they start at 0."""
+
+    def __init__(self, dim: int, scalars: Mapping[str, float]) -> None:
+        super().__init__()
+        self.further = nn.ModuleDict({name: TimeEmbedding(64, dim, scale) for name, scale in scalars.items()})
+        for embedding in self.further.values():
+            assert isinstance(embedding, TimeEmbedding)
+            last = embedding.mlp[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, tokens: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        for name, embedding in self.further.items():
+            tokens = tokens + embedding(values[name])[:, None]
+        return tokens
 
 
 def whole_patches(kind: str, frames: int, height: int, width: int, patch: tuple[int, int, int]) -> str | None:

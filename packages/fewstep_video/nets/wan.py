@@ -1,6 +1,6 @@
 """Wan2.1's transformer (arXiv:2503.20314): patches in space and time, rotary positions, cross-attention to text."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep_video.nets.video_network import VideoNetwork, whole_patches
 
@@ -10,9 +10,9 @@ class Wan(VideoNetwork):
 
     kind = "WanTransformer3DModel"
 
-    @property
-    def text_width(self) -> int:
-        return int(self.model.config.text_dim)  # pyright: ignore
+    @staticmethod
+    def text_width(model: nn.Module) -> int:
+        return int(model.config.text_dim)  # pyright: ignore
 
     @property
     def patch(self) -> tuple[int, int, int]:

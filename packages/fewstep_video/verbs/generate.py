@@ -20,7 +20,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="classes", metavar="NAME", help="class by name or number (default: all in turn)"
     )
-    parser.add_argument("--text", metavar="FILE", help="text embeddings as .safetensors, for models of texts")
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        help="for models of texts: words, or embeddings as FILE.safetensors with a tensor `text`",
+    )
     parser.add_argument("--count", type=int, default=1, help="clips (default 1)")
     parser.add_argument("--frames", type=int, help="frames of a clip (default: as the model was trained)")
     parser.add_argument("--fps", type=float, help="frames per second (default: the model's own)")

@@ -20,7 +20,7 @@ from fewstep.generator import Generator
 from fewstep.grids import Grid
 from fewstep.sampling import Callback
 from fewstep.solvers.base import Solver
-from fewstep_video.codec import Codec
+from fewstep_video.codecs import Codec
 from fewstep_video.frame_noise import FrameNoise
 from fewstep_video.nets.block_attention import Positions
 from fewstep_video.nets.causal_wan import CausalWan

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fewstep.command import Command
 
-DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "shapes_stream")
+DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "bouncing_stream")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

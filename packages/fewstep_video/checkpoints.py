@@ -22,6 +22,7 @@ from fewstep.lora import LoRA, LowRank
 from fewstep_video.codecs import Codec, CogVideoXCodec, FrameCodec, WanCodec
 from fewstep_video.cogvideox_schedule import SCHEDULERS, read_cogvideox
 from fewstep_video.nets import LTX, CogVideoX, Texts, UNet3D, UNetMotion, Wan
+from fewstep_video.texts import stored_text
 from fewstep_video.video_generator import VideoGenerator
 
 NETWORKS = {net.kind: net for net in (Wan, CogVideoX, LTX, UNetMotion, UNet3D)}
@@ -37,6 +38,7 @@ def from_folder(
     steps: int = 50,
     fps: float = 16.0,
     latents: bool = False,
+    empty: str | None = None,
     adapters: LowRank | None = None,
 ) -> VideoGenerator:
     """The generator of a diffusers folder, for recipes to name as their teacher, or with adapters as their student.
@@ -46,6 +48,7 @@ def from_folder(
         frames, height, width: of a clip in pixels; of its latents where `latents`.
         text_length: tokens of a text (512 for Wan, 226 for CogVideoX, 77 for ModelScope and AnimateDiff).
         latents: batches hold latents, and so do samples: no autoencoder is loaded.
+        empty: .safetensors with the embeddings `text` of the empty or negative prompt, which guidance leads away from; zeros unless given.
         adapters: low-rank ones to be trained, in place of all weights.
     Raises:
         ArtifactError: no such folder, a part that is missing or of a class that is not supported.
@@ -64,7 +67,10 @@ def from_folder(
         raise ArtifactError(f"{scheduler}: no such file; the scheduler says what the network predicts")
     schedule = _json(scheduler)
     found = (read_cogvideox if schedule.get("_class_name") in SCHEDULERS else read)(schedule)
-    net = kind.of(model, Texts(text_length, kind.text_width(model)))
+    texts = Texts(text_length, kind.text_width(model))
+    if empty is not None:
+        texts.empty.copy_(texts(stored_text(empty)[None])[0])
+    net = kind.of(model, texts)
     codec, shape = None, (_channels(net.model), frames, height, width)
     if not latents:
         autoencoder = _model(place / "vae", CODECS)

@@ -37,7 +37,7 @@ def read_cogvideox(config: Mapping[str, Any]) -> Sampling:
     Raises:
         ValueError: as `integrations.diffusers_config.read`.
     """
-    from diffusers import CogVideoXDDIMScheduler
+    from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
 
     given = {k: p.default for k, p in inspect.signature(CogVideoXDDIMScheduler.__init__).parameters.items()}
     given = {k: v for k, v in (given | dict(config)).items() if k != "self" and not k.startswith("_")}

@@ -92,7 +92,7 @@ class _Source:
         self.stream = container.streams.video[0]
         self.stream.thread_type = "AUTO"
         width, height = self.stream.codec_context.width, self.stream.codec_context.height
-        comment = str(container.metadata.get("comment", ""))
+        comment = next((str(v) for k, v in container.metadata.items() if k.lower() == "comment"), "")  # COMMENT in mkv
         self.crop = _size_of(comment)
         fps = self.stream.average_rate or self.stream.guessed_rate
         if min(width, height) < 2 or (self.crop is not None and min(self.crop) < 2):

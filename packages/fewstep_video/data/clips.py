@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fewstep_video.data.corpora import Corpus, Item
 from fewstep_video.data.module import VideoData
-from fewstep_video.data.windows import Video, Window, read_small
+from fewstep_video.data.windows import InMemory, Reading, Video, Window
 from fewstep_video.files import VideoError
 
 
@@ -41,11 +41,11 @@ class Windows:
 class Clips(VideoData):
     """Batches {"video": (B, 3, F, H, W), "label" or "text"} of a folder's videos; some videos are held out whole, and their windows validate.
 
-    Videos that are damaged, too short or too slow are named and left out. Frames are held in memory at the window's size.
+    Videos that are damaged, too short or too slow are named and left out.
 
     Args:
         corpus: of videos.
-        window: that is cut from them.
+        window: that is cut from them; reading: how they are held, in memory unless given.
         held_out: videos that training never sees, chosen by the number `split`; of a class that is left without a video they take the others'
             labels in turn, since what validation compares are laws.
         validate_on: at most so many windows of theirs, in one batch.
@@ -62,8 +62,10 @@ class Clips(VideoData):
         batch_size: int = 32,
         workers: int = 0,
         seed: int = 0,
+        reading: Reading | None = None,
     ) -> None:
         super().__init__(batch_size, workers, seed)
+        self.reading = reading or InMemory()
         self.corpus, self.window, self.held_out, self.split, self.validate_on = (
             corpus,
             window,
@@ -76,7 +78,7 @@ class Clips(VideoData):
         """Raises VideoError where nothing is left to train on, or to hold out."""
         if hasattr(self, "train"):
             return
-        videos = readable(self.corpus.items(), self.window)
+        videos = readable(self.corpus.items(), self.window, self.reading)
         if not 0 < self.held_out < len(videos):
             raise VideoError(
                 f"{self.corpus.folder}: {len(videos)} usable videos, {self.held_out} of them held out; allowed: 1 to {len(videos) - 1}"
@@ -92,12 +94,12 @@ class Clips(VideoData):
         rank_zero_info(f"video: {len(train)} videos to train on, {len(held)} held out")
 
 
-def readable(items: list[Item], window: Window) -> list[tuple[Video, Tensor]]:
+def readable(items: list[Item], window: Window, reading: Reading) -> list[tuple[Video, Tensor]]:
     """What can be used, with a warning for each that cannot."""
     found = []
     for item in items:
         try:
-            found.append((read_small(item.path, window), item.value))
+            found.append((reading(item.path, window), item.value))
         except VideoError as error:
             rank_zero_warn(f"left out: {error}")
     return found

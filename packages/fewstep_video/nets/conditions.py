@@ -56,7 +56,7 @@ class Classes(Conditions):
 
 
 class Texts(Conditions):
-    """`text` (B, length, dim): embeddings that somebody else made; zeros stand for no condition.
+    """`text` (B, length, dim): embeddings that somebody else made; `empty`, zeros unless set, stands for no condition.
 
     Args:
         length, dim: of the tokens of a text.
@@ -71,7 +71,9 @@ class Texts(Conditions):
         super().__init__()
         if words is not None and (words.length, words.dim) != (length, dim):
             raise ValueError(f"texts are of {length} tokens of {dim}, the words of {words.length} of {words.dim}")
+        self.empty: Tensor
         self.length, self.dim, self.words = length, dim, words
+        self.register_buffer("empty", torch.zeros(length, dim))
 
     def forward(self, value: Tensor) -> Tensor:
         if value.shape[1:] != (self.length, self.dim):
@@ -81,7 +83,7 @@ class Texts(Conditions):
         return value
 
     def null(self, value: Tensor) -> Tensor:
-        return torch.zeros_like(value)
+        return self.empty.to(value).expand_as(value)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Random tokens, since texts cannot be drawn: for shapes and for trainings that need no data."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Cond, Denoise
 from fewstep.discriminators import Adversary
+from fewstep.discriminators.discriminator import Discriminator, features
 from fewstep.distances import Distance, ElementwiseHuber
 from fewstep.distill.alternating import Drawn
 from fewstep.distill.consistency import ConsistencyDistillation
@@ -89,6 +90,15 @@ class MCM(Judged, ConsistencyDistillation):
         self.motion = motion or Raw()
         self.motion_target = Target(self.motion, motion_decay if any(True for _ in self.motion.parameters()) else 0.0)
         self.frames, self.augment, self.mixed = frames, augment, mixed
+
+    @torch.no_grad()
+    def build(self, teacher: Generator) -> Discriminator:
+        """Heads for frames of the clips, which are pixels where states are latents."""
+        x0, cond, _ = teacher.example()
+        video = teacher.decoded(x0) if isinstance(teacher, VideoGenerator) else x0
+        layers, t = self.adversary.layers, torch.zeros(len(x0), device=x0.device)
+        found = features(self.backbone, layers, video[:, :, :1], t, cond)
+        return Discriminator(layers, [self.adversary.head.build(f) for f in found])
 
     # --- the motion's own optimiser -------------------------------------------------------------------------------
 

@@ -70,7 +70,8 @@ def check(args: argparse.Namespace, out: Path) -> None:
     allowed = (*WRITE_SUFFIXES, *PREVIEW_SUFFIXES, ".png")
     if out.suffix.lower() not in allowed:
         raise UsageError(f"{out}: cannot write {out.suffix or 'no extension'}; allowed: {' '.join(allowed)}")
-    for file in (out, *([Path(args.sheet)] if args.sheet else [])):
+    sheet = getattr(args, "sheet", None)
+    for file in (out, *([Path(sheet)] if sheet else [])):
         if not file.parent.is_dir():
             raise UsageError(f"{file}: folder {file.parent} does not exist")
     for name, least in (("count", 1), ("frames", 1), ("steps", 1), ("zoom", 1), ("seed", 0)):

@@ -3,7 +3,7 @@
     p(x) = prod_k p(x_k | x_<k),     x_k = the sampler's end from noise_k, by the denoiser given x_<k
 
 A generator of such sequences binds its denoiser to what is there already by `continued`: here the finished blocks are the condition `past`; a
-network that caches their keys and values overrides it.
+network that caches their keys and values overrides it, and adds those of the last block to the conditions that it gave for the one before.
 """
 
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ class CausalGenerator(Generator):
         return torch.cat([*blocks], self.axis)
 
     def continued(self, cond: Cond, past: Tensor) -> Cond:
-        """Conditions of the next block."""
+        """Conditions of the next block; cond: those of the block before it, which are the caller's at first. past: (B, ...) all finished blocks."""
         return {**cond, "past": past}
 
     def generate(
@@ -62,9 +62,9 @@ class CausalGenerator(Generator):
         callbacks: Iterable[Callback] = (),
     ) -> Tensor:
         """noise: (B, ...) of the whole sequence -> (B, ...), one block after the other."""
-        past, callbacks = noise.narrow(self.axis, 0, 0), [*callbacks]
+        past, callbacks, told = noise.narrow(self.axis, 0, 0), [*callbacks], cond or {}
         for block in self.blocks(noise):
-            told = self.continued(cond or {}, past)
+            told = self.continued(told, past)
             past = self.joined((past, super().generate(block, told, y, steps, solver, generator, callbacks)))
         return past
 

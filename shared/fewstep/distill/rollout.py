@@ -104,9 +104,10 @@ class Rollout:
 
         All blocks leave at the same step; the estimate there, without its graph, is what the next block is given.
         """
-        past, reached = noise.narrow(student.axis, 0, 0), []
+        past, reached, told = noise.narrow(student.axis, 0, 0), [], cond
         for block in student.blocks(noise):
-            reached.append(self.reach(student, block, exit_at, student.continued(cond, past), y))
+            told = student.continued(told, past)
+            reached.append(self.reach(student, block, exit_at, told, y))
             past = student.joined((past, reached[-1].estimate.x0.detach()))
         x0, eps = (student.joined(getattr(r.estimate, name) for r in reached) for name in ("x0", "eps"))
         return Reached(student.joined(r.x for r in reached), reached[0].t, Estimate(x0, eps), reached[0].s)

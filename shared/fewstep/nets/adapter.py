@@ -7,6 +7,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
+from fewstep.nets.frozen import refreeze
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -49,13 +51,14 @@ class Adapter(Wrapper, ABC):
 
 
 def trainable(module: M) -> M:
-    """Set requires_grad as a training of this module needs it: on its adapters alone if it has any, else everywhere."""
+    """Set requires_grad as a training of this module needs it: on its adapters alone if it has any, else everywhere
+    but in `Frozen` parts."""
     adapters = [m for m in module.modules() if isinstance(m, Adapter)]
     module.requires_grad_(not adapters)
     for adapter in adapters:
         for p in adapter.adapter_parameters():
             p.requires_grad_(True)
-    return module
+    return refreeze(module)
 
 
 def check_copy(net: nn.Module, of: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Video with few evaluations: teachers over diffusers' networks, students, streams, metrics. Needs the extra `video`."""

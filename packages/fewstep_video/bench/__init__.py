@@ -1,0 +1,1 @@
+"""Benches of video: `python -m fewstep_video.bench.NAME`."""

@@ -1,0 +1,219 @@
+"""`python -m fewstep_video.bench.shapes`: few-step students of procedural clips, with the targets that they are held to.
+
+Families: `shapes` (one disc, the nano size) and `bouncing` (two balls, the tiny size). Systems: the teacher in 50 steps of Euler's rule and, as it
+is, in 8, 4, 2, 1; the students of consistency distillation, DMD2 and TDM. Each is trained by its recipe in DIR/SEED/RECIPE after those that it
+needs, for every seed anew; finished trainings and rows lie there and are not made again.
+
+The checkpoint of a student is chosen on held-out clips by validation (part 0); figures are taken of 512 clips, every class as often as the others,
+against 1024 others (part 1 and on). Seconds are CPU seconds per clip, 64 clips at once, on one thread.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from fewstep.bench.timing import machine, write
+from fewstep.generator import pretrained
+from fewstep.solvers import DDIM, Solver
+from fewstep_video.bench.trained import cost, trained
+from fewstep_video.data.procedural import HELD_OUT
+from fewstep_video.metrics.laws import law_figures
+from fewstep_video.metrics.truth import truth_figures
+from fewstep_video.preview import write_picture
+from fewstep_video.sheet import contact_sheet
+from fewstep_video.video_generator import VideoGenerator
+from fewstep_video.worlds import Bouncing, MovingDisc, World
+
+BATCH = 64
+
+
+class System(NamedTuple):
+    """How an artifact is sampled: recipe, which of its artifacts, steps, by a solver in place of its own."""
+
+    recipe: str
+    artifact: str
+    steps: int
+    solver: Solver | None = None
+
+
+def systems(family: str) -> dict[str, System]:
+    """Name -> system."""
+    teacher, found = f"{family}_teacher", {}
+    found["teacher 50"] = System(teacher, "last", 50)
+    found |= {f"naive {n}": System(teacher, "last", n, DDIM()) for n in (8, 4, 2, 1)}
+    found |= {f"lcm {n}": System(f"{family}_lcm", "best", n) for n in (4, 2, 1)}
+    found |= {f"dmd2 {n}": System(f"{family}_dmd2", "best", n) for n in (4, 2, 1)}
+    found["dmd2 onestep 1"] = System(f"{family}_dmd2_onestep", "best", 1)
+    found |= {f"tdm {n}": System(f"{family}_tdm", "best", n) for n in (4, 2, 1)}
+    return found
+
+
+WORLDS: dict[str, World] = {"shapes": MovingDisc(), "bouncing": Bouncing()}
+
+
+def real_clips(world: World, n: int, seed: int) -> Tensor:
+    """What figures are taken against: clips that neither trained nor chose anything."""
+    return world.balanced(n, HELD_OUT + 1 + seed).video
+
+
+@torch.no_grad()
+def generated(model: VideoGenerator, labels: Tensor, steps: int, solver: Solver | None, seed: int) -> Tensor:
+    """Clips of labels (N,), in batches."""
+    parts = [range(i, min(i + BATCH, len(labels))) for i in range(0, len(labels), BATCH)]
+    return torch.cat([model(labels[list(p)], seed=seed, steps=steps, solver=solver, clips=p) for p in parts])
+
+
+def measured(place: Path, system: System, world: World, clips: int, real: int, seed: int) -> dict[str, Any]:
+    """The row of a system."""
+    model = cast(VideoGenerator, pretrained(str(place / system.artifact))).eval()
+    labels = torch.arange(clips) % len(world.names)
+    start = time.process_time()
+    video = generated(model, labels, system.steps, system.solver, 1000 + seed)
+    seconds = (time.process_time() - start) / clips
+    truth = {k: v.double().mean().item() for k, v in truth_figures(world, video, labels).items()}
+    figures = law_figures(real_clips(world, real, seed), video) | truth
+    write_picture(place / f"{system.artifact}-{system.steps}.png", contact_sheet(video[:8]))
+    about = {"recipe": system.recipe, "steps": system.steps, "parameters": sum(p.numel() for p in model.parameters())}
+    return about | cost(place) | {k: round(v, 5) for k, v in figures.items()} | {"seconds_per_clip": seconds}
+
+
+def floor(world: World, clips: int, real: int, seed: int) -> dict[str, Any]:
+    """Real against real."""
+    other = world.balanced(clips, HELD_OUT + 500_000 + seed)
+    truth = truth_figures(world, other.video, other.label)
+    figures = law_figures(real_clips(world, real, seed), other.video)
+    write = figures | {k: v.double().mean().item() for k, v in truth.items()}
+    return {k: round(v, 5) for k, v in write.items()}
+
+
+def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
+    """A row per system, as far as possible from files of an earlier run."""
+    world, folder = WORLDS[args.family], args.folder / str(seed)
+    yield {"system": "real", "seed": seed} | _kept(
+        folder / f"{args.family}_floor.json", partial(floor, world, args.clips, args.real, seed)
+    )
+    for name, system in systems(args.family).items():
+        if args.systems and name.rpartition(" ")[0] not in args.systems:
+            continue
+        place = trained(system.recipe, seed, args.folder, args.set)
+        make = partial(measured, place, system, world, args.clips, args.real, seed)
+        solver = "naive_" if system.solver is not None else ""
+        yield {"system": name, "seed": seed} | _kept(place / f"{solver}{system.artifact}_{system.steps}.json", make)
+
+
+def _kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(make(), indent=2))
+    return json.loads(file.read_text())
+
+
+# --- targets ------------------------------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """value(rows of one seed by system) compared with a bound."""
+
+    name: str
+    value: Callable[[Mapping[str, Mapping[str, float]]], float]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def reached(self, value: float) -> bool:
+        """Whether the value keeps the bound."""
+        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+
+
+def ratio(figure: str, one: str, other: str) -> Callable[[Mapping[str, Mapping[str, float]]], float]:
+    """figure of one system over that of another."""
+    return lambda r: r[one][figure] / r[other][figure]
+
+
+def figure(name: str, system: str) -> Callable[[Mapping[str, Mapping[str, float]]], float]:
+    """One figure."""
+    return lambda r: r[system][name]
+
+
+SPEED = Target("4 steps: times faster than 50", ratio("seconds_per_clip", "teacher 50", "dmd2 4"), at_least=10)
+TARGETS: dict[str, list[Target]] = {
+    "shapes": [
+        Target("teacher direction", figure("direction", "teacher 50"), at_least=0.95),
+        Target("teacher mFVD", figure("mfvd", "teacher 50"), at_most=90),
+        Target("consistency mFVD(1)/naive", ratio("mfvd", "lcm 1", "naive 1"), at_most=0.70),
+        Target("consistency rFVD(1)/naive", ratio("rfvd", "lcm 1", "naive 1"), at_most=0.50),
+        Target("DMD2 mFVD(1)/naive", ratio("mfvd", "dmd2 1", "naive 1"), at_most=0.60),
+        Target("one-step DMD2 mFVD(1)/naive", ratio("mfvd", "dmd2 onestep 1", "naive 1"), at_most=0.60),
+        Target("DMD2 mFVD(4)/teacher", ratio("mfvd", "dmd2 4", "teacher 50"), at_most=1.05),
+        Target("DMD2 direction(4)", figure("direction", "dmd2 4"), at_least=0.97),
+        Target("DMD2 speed(4)", figure("speed", "dmd2 4"), at_most=1.1, at_least=0.9),
+        SPEED,
+    ],
+    "bouncing": [
+        Target("teacher mFVD/floor", ratio("mfvd", "teacher 50", "real"), at_most=4),
+        Target("DMD2 mFVD(4)/teacher", ratio("mfvd", "dmd2 4", "teacher 50"), at_most=1.2),
+        Target("DMD2 mFVD(4)/naive", ratio("mfvd", "dmd2 4", "naive 4"), at_most=0.6),
+        Target("DMD2 mFVD(1)/naive", ratio("mfvd", "dmd2 1", "naive 1"), at_most=0.35),
+        Target("one-step DMD2 mFVD(1)/naive", ratio("mfvd", "dmd2 onestep 1", "naive 1"), at_most=0.35),
+        Target("DMD2 diversity(4)/teacher", ratio("diversity", "dmd2 4", "teacher 50"), at_least=0.7),
+        Target("DMD2 blob count(4)", figure("count", "dmd2 4"), at_least=0.95),
+        SPEED,
+    ],
+}
+
+
+def judged(family: str, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every target with its value for each seed, the median, and whether the median reaches it; targets of missing systems are left out."""
+    table: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for row in found:
+        table.setdefault(row["seed"], {})[row["system"]] = row
+    results = []
+    for target in TARGETS[family]:
+        try:
+            values = [target.value(of_seed) for of_seed in table.values()]
+        except KeyError:
+            continue
+        middle = median(values)
+        bound = {"at_most": target.at_most, "at_least": target.at_least}
+        results.append(
+            {"target": target.name, **{k: v for k, v in bound.items() if v is not None}}
+            | {"values": [round(v, 4) for v in values], "median": round(middle, 4), "reached": target.reached(middle)}
+        )
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and measure what is missing, and print all rows and targets as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m fewstep_video.bench.shapes", description=__doc__)
+    parser.add_argument("--family", choices=list(WORLDS), default="shapes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="such as teacher naive dmd2; all where not given")
+    parser.add_argument("--clips", type=int, default=512)
+    parser.add_argument("--real", type=int, default=1024)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench_video"), metavar="DIR")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="--OPTION=VALUE", help="a further option of all trainings"
+    )
+    parser.add_argument("--out", metavar="FILE")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    found = []
+    for seed in args.seeds:
+        for row in rows(args, seed):
+            found.append(row)
+            sys.stderr.write(f"seed {seed} {row['system']}: mFVD {row['mfvd']:.1f}, rFVD {row['rfvd']:.1f}\n")
+    table = {"bench": "video shapes", "family": args.family, **machine(), "clips": args.clips, "real": args.real}
+    write(table | {"targets": judged(args.family, found), "rows": found}, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

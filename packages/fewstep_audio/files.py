@@ -152,6 +152,7 @@ def _read_with_av(path: Path, error: Exception) -> tuple[np.ndarray, int]:
         also = f"; {' '.join(AV_SUFFIXES)} with the package av" if path.suffix.lower() in AV_SUFFIXES else ""
         raise AudioError(f"{path}: cannot be read ({reason}); allowed: {_ALLOWED}{also}") from error
     import av  # pyright: ignore[reportMissingImports]
+    from av.error import FFmpegError  # pyright: ignore[reportMissingImports]
 
     try:
         with av.open(str(path)) as container:
@@ -160,5 +161,5 @@ def _read_with_av(path: Path, error: Exception) -> tuple[np.ndarray, int]:
             parts = [part for frame in container.decode(stream) for part in planar.resample(frame)]
             data = np.concatenate([part.to_ndarray() for part in (*parts, *planar.resample(None))], axis=1)
             return data.T, int(stream.rate)
-    except (av.FFmpegError, IndexError, ValueError) as failed:
+    except (FFmpegError, IndexError, ValueError) as failed:
         raise AudioError(f"{path}: cannot be read ({reason}); allowed: {_ALLOWED}") from failed

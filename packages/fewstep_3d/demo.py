@@ -106,7 +106,7 @@ def _report(work: Path, seed: int, facts: dict[str, Any], seconds: float) -> dic
         if mesh is None:
             continue
         write_mesh(work / "meshes" / f"{name}.glb", mesh)
-        frames = pictures(mesh_views(normalised(mesh), turn(24, 20.0, 128)))
+        frames = pictures(mesh_views(normalised(mesh), turn(16, 20.0, 128)))
         write_film(work / "turntables" / f"{name}.gif", frames)
         gallery.append((name, (frames[2].clamp(0, 1) * 255).round().byte().numpy()))
     report = Report(

@@ -62,6 +62,7 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=20_000, help="points on each surface (default 20000)")
     parser.add_argument("--side", type=int, default=64, help="corners per axis of the grid of the IoU (default 64)")
     parser.add_argument("--resolution", type=int, default=96, help="corners per axis an artifact is extracted on")
+    _y_up(parser)
     parser.add_argument("--align", action="store_true", help="first centre both, and scale their longest sides alike")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 

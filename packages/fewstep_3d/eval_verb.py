@@ -13,7 +13,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb."""
     if args.samples < 1 or not 4 <= args.side <= 512:
         raise UsageError(f"--samples is at least 1 and --side 4 to 512, not {args.samples} and {args.side}")
-    mesh, reference = source_mesh(args.input, args.resolution), read_mesh(args.reference)
+    mesh, reference = source_mesh(args.input, args.resolution, args.y_up), read_mesh(args.reference, args.y_up)
     for m in (mesh, reference):
         m.merge_vertices(merge_tex=True, merge_norm=True)
     scale = 1.0

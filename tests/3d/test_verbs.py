@@ -15,7 +15,7 @@ from fewstep.cli import main
 from fewstep_3d.bench import renderer as bench
 from fewstep_3d.cameras import rig
 from fewstep_3d.fitting import Fit, held_out_psnr
-from fewstep_3d.mesh_files import read_mesh
+from fewstep_3d.mesh_files import read_mesh, write_mesh
 from fewstep_3d.mesh_views import mesh_views
 from fewstep_3d.scene import Scene
 from fewstep_3d.transforms import read_views
@@ -93,6 +93,17 @@ def test_a_mesh_is_fitted_judged_and_turned(ball, tmp_path, capsys):
     assert run("turntable", ball, tmp_path / "a.mp4", "--frames", 4, "--size", 32, "--channels", "normal") == 0
     assert iio.imread(tmp_path / "a.mp4", plugin="pyav").shape == (4, 32, 32, 3)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_y_up_file_is_turned_before_it_is_compared(tmp_path, capsys):
+    write_mesh(tmp_path / "a.glb", trimesh.creation.box((0.2, 0.4, 1.0)))
+    trimesh.creation.box((0.2, 1.0, 0.4)).export(tmp_path / "b.obj")
+    found = {}
+    for turned in ((), ("--y-up",)):
+        assert run("mesh", "eval", tmp_path / "a.glb", tmp_path / "b.obj", "--samples", 500, "--json", *turned) == 0
+        found[turned] = json.loads(capsys.readouterr().out)["iou"]
+    assert found[()] < 0.7
+    assert found[("--y-up",)] > 0.95
 
 
 def test_a_mesh_is_itself(ball, capsys):

@@ -91,7 +91,7 @@ def options(name):
         given += ["model.init_args.adversary.init_args.layers=[model.blocks.0,model.blocks.1]"]
     if name == "modelscope_mcm":
         given += ["data.init_args.pictures.init_args.size=16", "model.init_args.student.init_args.adapters.rank=2"]
-        given += ["model.init_args.motion.init_args.hidden=32"]
+        given += ["model.init_args.motion.init_args.hidden=32", f"{inner}.window.stride=1"]
     return [f"--{v}" for v in given]
 
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from fewstep import recipes
-from fewstep_video.bench.shapes import TARGETS, WORLDS, floor, judged, real_clips, systems
+from fewstep_video.bench.shapes import TARGETS, WORLDS, floor, real_clips, systems
+from fewstep_video.bench.targets import judged
 
 
 @pytest.mark.parametrize("family", WORLDS)
@@ -24,7 +25,7 @@ def test_targets_read_the_right_rows_and_take_the_median_of_seeds(family):
     names = ["real", *systems(family)]
     keys = ("mfvd", "rfvd", "direction", "speed", "diversity", "count", "seconds_per_clip")
     rows = [{"system": n, "seed": seed, **{k: seed + 1.0 for k in keys}} for n in names for seed in (0, 1, 2)]
-    found = {r["target"]: r for r in judged(family, rows)}
+    found = {r["target"]: r for r in judged(TARGETS[family], rows)}
     assert len(found) == len(TARGETS[family])
     assert (
         found["4 steps: times faster than 50"]["values"] == [1, 1, 1]
@@ -33,7 +34,7 @@ def test_targets_read_the_right_rows_and_take_the_median_of_seeds(family):
     ratios = [t for t in found if "/" in t]
     assert all(found[t]["median"] == 1 for t in ratios) and found["DMD2 mFVD(4)/teacher"]["reached"]
     only = [r for r in rows if r["system"].startswith(("real", "teacher"))]
-    assert 0 < len(judged(family, only)) < len(found), "targets of systems that were not asked for are left out"
+    assert 0 < len(judged(TARGETS[family], only)) < len(found), "targets of systems that were not asked for are left out"
 
 
 def test_the_floor_is_of_clips_that_neither_trained_nor_chose():

@@ -10,7 +10,8 @@ from small import causal
 from fewstep import recipes
 from fewstep.artifacts import save
 from fewstep_video.bench import dcm, mcm, stream
-from fewstep_video.bench.variants import Target, Variant, judged
+from fewstep_video.bench.targets import Target, judged
+from fewstep_video.bench.variants import Variant
 from fewstep_video.data import procedural
 
 SMALL = [

@@ -23,8 +23,9 @@ from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep.grids import Explicit, Grid, Shifted
 from fewstep_video.bench import shapes
+from fewstep_video.bench.targets import Target, judged, kept, ratio
 from fewstep_video.bench.trained import cost, trained
-from fewstep_video.bench.variants import Target, Variant, judged, kept, made, ratio
+from fewstep_video.bench.variants import Variant, made
 from fewstep_video.data.clips import Clips
 from fewstep_video.data.corpora import ClassFiles
 from fewstep_video.data.windows import Window

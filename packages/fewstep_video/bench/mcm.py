@@ -22,7 +22,8 @@ from torch import Tensor
 from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep_video.bench import shapes
-from fewstep_video.bench.variants import Target, Variant, judged, kept, made, ratio
+from fewstep_video.bench.targets import Target, judged, kept, ratio
+from fewstep_video.bench.variants import Variant, made
 from fewstep_video.data.pictures import Stills
 from fewstep_video.metrics.laws import afid
 from fewstep_video.video_generator import VideoGenerator

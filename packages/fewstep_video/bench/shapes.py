@@ -9,13 +9,11 @@ against 1024 others (part 1 and on). Seconds are CPU seconds per clip, 64 clips 
 """
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep.solvers import DDIM, Solver
+from fewstep_video.bench.targets import Target, figure, judged, kept, ratio
 from fewstep_video.bench.trained import cost, trained
 from fewstep_video.data.procedural import HELD_OUT
 from fewstep_video.metrics.laws import law_figures
@@ -98,7 +97,7 @@ def floor(world: World, clips: int, real: int, seed: int) -> dict[str, Any]:
 def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
     """A row per system, as far as possible from files of an earlier run."""
     world, folder = WORLDS[args.family], args.folder / str(seed)
-    yield {"system": "real", "seed": seed} | _kept(
+    yield {"system": "real", "seed": seed} | kept(
         folder / f"{args.family}_floor.json", partial(floor, world, args.clips, args.real, seed)
     )
     for name, system in systems(args.family).items():
@@ -107,40 +106,7 @@ def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
         place = trained(system.recipe, seed, args.folder, args.set)
         make = partial(measured, place, system, world, args.clips, args.real, seed)
         solver = "naive_" if system.solver is not None else ""
-        yield {"system": name, "seed": seed} | _kept(place / f"{solver}{system.artifact}_{system.steps}.json", make)
-
-
-def _kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(make(), indent=2))
-    return json.loads(file.read_text())
-
-
-# --- targets ------------------------------------------------------------------------------------------------------------
-
-
-class Target(NamedTuple):
-    """value(rows of one seed by system) compared with a bound."""
-
-    name: str
-    value: Callable[[Mapping[str, Mapping[str, float]]], float]
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def reached(self, value: float) -> bool:
-        """Whether the value keeps the bound."""
-        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
-
-
-def ratio(figure: str, one: str, other: str) -> Callable[[Mapping[str, Mapping[str, float]]], float]:
-    """figure of one system over that of another."""
-    return lambda r: r[one][figure] / r[other][figure]
-
-
-def figure(name: str, system: str) -> Callable[[Mapping[str, Mapping[str, float]]], float]:
-    """One figure."""
-    return lambda r: r[system][name]
+        yield {"system": name, "seed": seed} | kept(place / f"{solver}{system.artifact}_{system.steps}.json", make)
 
 
 SPEED = Target("4 steps: times faster than 50", ratio("seconds_per_clip", "teacher 50", "dmd2 4"), at_least=10)
@@ -170,26 +136,6 @@ TARGETS: dict[str, list[Target]] = {
 }
 
 
-def judged(family: str, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every target with its value for each seed, the median, and whether the median reaches it; targets of missing systems are left out."""
-    table: dict[int, dict[str, Mapping[str, Any]]] = {}
-    for row in found:
-        table.setdefault(row["seed"], {})[row["system"]] = row
-    results = []
-    for target in TARGETS[family]:
-        try:
-            values = [target.value(of_seed) for of_seed in table.values()]
-        except KeyError:
-            continue
-        middle = median(values)
-        bound = {"at_most": target.at_most, "at_least": target.at_least}
-        results.append(
-            {"target": target.name, **{k: v for k, v in bound.items() if v is not None}}
-            | {"values": [round(v, 4) for v in values], "median": round(middle, 4), "reached": target.reached(middle)}
-        )
-    return results
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure what is missing, and print all rows and targets as JSON."""
     parser = argparse.ArgumentParser(prog="python -m fewstep_video.bench.shapes", description=__doc__)
@@ -211,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.append(row)
             sys.stderr.write(f"seed {seed} {row['system']}: mFVD {row['mfvd']:.1f}, rFVD {row['rfvd']:.1f}\n")
     table = {"bench": "video shapes", "family": args.family, **machine(), "clips": args.clips, "real": args.real}
-    write(table | {"targets": judged(args.family, found), "rows": found}, args.out)
+    write(table | {"targets": judged(TARGETS[args.family], found), "rows": found}, args.out)
     return 0
 
 

@@ -25,8 +25,8 @@ from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep.guidance.similarity import SimilarityFilter
 from fewstep_video.bench import shapes
+from fewstep_video.bench.targets import Target, judged, kept
 from fewstep_video.bench.trained import cost, trained
-from fewstep_video.bench.variants import Target, judged, kept
 from fewstep_video.causal_video import CausalVideo
 from fewstep_video.metrics.drift import drift
 from fewstep_video.metrics.laws import mfvd

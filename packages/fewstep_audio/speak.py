@@ -19,7 +19,6 @@ import fewstep
 from fewstep.artifacts import ArtifactError
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
-from fewstep_audio.commands_speak import DEFAULT_MODEL
 from fewstep_audio.griffin_lim import GriffinLim
 from fewstep_audio.item_noise import item_generator
 from fewstep_audio.mels import Mel
@@ -196,8 +195,7 @@ def _model(source: str) -> TextToSpeech:
     try:
         model = fewstep.load(source)
     except ArtifactError as err:
-        hint = "; no model comes with the package yet, `fewstep fit` trains one" if source == DEFAULT_MODEL else ""
-        raise ArtifactError(f"no model: {err}{hint}") from err
+        raise ArtifactError(f"no model: {err}") from err
     if not isinstance(model, TextToSpeech):
         raise ArtifactError(f"{source} holds a {type(model).__name__}; speak needs a TextToSpeech")
     return model

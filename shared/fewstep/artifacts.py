@@ -116,6 +116,7 @@ def save(
     folder: str | os.PathLike[str],
     provenance: Mapping[str, Any] | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
+    stored: torch.dtype | None = None,
 ) -> FilePath:
     """Write an artifact folder, whole or not at all; an artifact already there is replaced.
 
@@ -124,6 +125,7 @@ def save(
         folder: where to write `config.json` and `model.safetensors`.
         provenance: JSON facts about the training: recipe, seed, data and licence, scores.
         state: its state dict, where it is not at hand in whole (sharded models).
+        stored: precision of the file's floats, where the model is loaded in the precision that it is built with and not in that of the file.
     """
     from fewstep import __version__
 
@@ -132,6 +134,9 @@ def save(
         raise ArtifactError(f"{folder} is a file; an artifact is a folder")
     config = {"format": FORMAT, "fewstep": __version__, "model": describe(model), "provenance": dict(provenance or {})}
     tensors = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if state is None else state).items()}
+    if stored is not None:
+        config["stored"] = str(stored).removeprefix("torch.")
+        tensors = {k: v.to(stored) if v.is_floating_point() else v for k, v in tensors.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     old = tmp.with_suffix(".old")
@@ -174,7 +179,7 @@ def load(source: str | os.PathLike[str], trust: tuple[str, ...] = (), revision: 
     model = build(config["model"], TRUSTED + tuple(trust), f"{folder / CONFIG}")
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"{folder / CONFIG}: describes a {type(model).__name__}, not a torch module")
-    _load_tensors(model, folder / WEIGHTS)
+    _load_tensors(model, folder / WEIGHTS, "stored" not in config)
     return model.eval()
 
 
@@ -215,7 +220,8 @@ def _folder(source: str | os.PathLike[str], revision: str | None) -> FilePath:
         raise ArtifactError(f"{name} is not a local folder, and could not be had from the hub: {_line(err)}") from err
 
 
-def _load_tensors(model: nn.Module, file: FilePath) -> None:
+def _load_tensors(model: nn.Module, file: FilePath, own_precision: bool) -> None:
+    """own_precision: that of the file becomes the model's, and its memory format."""
     if not file.is_file():
         raise ArtifactError(f"{file.parent} has no {WEIGHTS}; weights are read from safetensors alone")
     own = model.state_dict()
@@ -241,6 +247,6 @@ def _load_tensors(model: nn.Module, file: FilePath) -> None:
                 f"{file}: {name} has shape {tuple(tensor.shape)}, {type(model).__name__} wants {tuple(own[name].shape)}"
             )
     for name, slot in (*model.named_parameters(), *model.named_buffers()):
-        if name in tensors:
-            slot.data = slot.data.to(tensors[name].dtype)  # keep the precision (and memory format) that was saved
+        if own_precision and name in tensors:
+            slot.data = slot.data.to(tensors[name].dtype)
     model.load_state_dict(tensors)

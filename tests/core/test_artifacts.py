@@ -158,6 +158,19 @@ def test_the_precision_of_weights_is_kept_or_refused_but_never_changed_silently(
     assert all(own[k].dtype == other[k].dtype and torch.equal(own[k], other[k]) for k in own)
 
 
+def test_files_may_be_less_precise_than_the_model(tmp_path):
+    model = generator()
+    folder, whole_folder = save(model, tmp_path / "half", stored=torch.float16), save(model, tmp_path / "whole")
+    loaded, own = load(folder).state_dict(), model.state_dict()
+    for name, v in own.items():
+        assert loaded[name].dtype == v.dtype
+        assert torch.equal(loaded[name], v.half().to(v.dtype) if v.is_floating_point() else v)
+    sizes = [sum(v.numel() for v in own.values()) * n for n in (2, 4)]
+    assert (folder / WEIGHTS).stat().st_size - sizes[0] == pytest.approx(
+        (whole_folder / WEIGHTS).stat().st_size - sizes[1], abs=64
+    )
+
+
 def test_saving_over_an_artifact_replaces_it(tmp_path, folder):
     (folder / "stale.txt").write_text("left from before")
     other = generator(seed=1)

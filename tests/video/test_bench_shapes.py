@@ -34,7 +34,9 @@ def test_targets_read_the_right_rows_and_take_the_median_of_seeds(family):
     ratios = [t for t in found if "/" in t]
     assert all(found[t]["median"] == 1 for t in ratios) and found["DMD2 mFVD(4)/teacher"]["reached"]
     only = [r for r in rows if r["system"].startswith(("real", "teacher"))]
-    assert 0 < len(judged(TARGETS[family], only)) < len(found), "targets of systems that were not asked for are left out"
+    assert 0 < len(judged(TARGETS[family], only)) < len(found), (
+        "targets of systems that were not asked for are left out"
+    )
 
 
 def test_the_floor_is_of_clips_that_neither_trained_nor_chose():

@@ -40,7 +40,7 @@ HARDEST = 8
 EFFORT = {
     2: Effort(rounds=((4, 3), (2, 24))),
     64: Effort(rounds=((4, 3), (4, 24))),
-    3072: Effort(rounds=((3, 3), (1, 16))),
+    3072: Effort(rounds=((4, 3), (3, 20))),
 }
 # What is found is refined on so many more starts, by so many iterations.
 REFINED = {64: (30720, 12), 3072: (3584, 12)}

@@ -1,7 +1,6 @@
 """Corpora, filelists, recordings, noise and the data modules: every layout, and what happens to bad files (P17)."""
 
 import itertools
-import logging
 import warnings
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from fewstep.train.fit import quiet
 from fewstep_audio.data.degradation import AddedNoise
 from fewstep_audio.data.digit_mels import DigitMels
 from fewstep_audio.data.enhancement_crops import EnhancementCrops
@@ -397,12 +397,13 @@ def test_labelled_mels_are_shifted_in_training_alone(tmp_path):
     assert torch.equal(val["label"], torch.arange(10).repeat_interleave(10))
 
 
-def test_the_layout_is_told(tmp_path, caplog):
+def test_the_layout_is_told(tmp_path, capsys):
     for i in range(3):
         save(tmp_path / f"{i}.wav", seed=i)
-    with caplog.at_level(logging.INFO):
-        WaveCrops(Speech(str(tmp_path)), 8000).setup()
-    assert "3 audio files, 0 with texts beside them; 2 to train on, 1 held out" in caplog.text
+    quiet()  # as `fewstep fit` does
+    WaveCrops(Speech(str(tmp_path)), 8000).setup()
+    found = f"{tmp_path.name}: 3 audio files, 0 with texts beside them"
+    assert capsys.readouterr().err == f"speech: {found}; 2 to train on, 1 held out\n"
 
 
 @pytest.mark.data

@@ -5,12 +5,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fewstep.train.loader import Drawable, StatefulLoader, Table
 from fewstep.train.shell import iteration_seed
+from fewstep.train.tell import tell
 from fewstep_audio.data.utterance import Corpus, Utterance
 
 
@@ -64,5 +64,5 @@ class SpeechData(L.LightningDataModule):
 def divide(corpus: Corpus) -> tuple[list[Utterance], list[Utterance]]:
     """`corpus.division()`, with one line that tells what was found."""
     train, held_out = corpus.division()
-    rank_zero_info(f"speech: {corpus.layout}; {len(train)} to train on, {len(held_out)} held out")
+    tell(f"speech: {corpus.layout}; {len(train)} to train on, {len(held_out)} held out")
     return train, held_out

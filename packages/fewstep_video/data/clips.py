@@ -1,9 +1,10 @@
 """Clips of one's own videos: batches of windows from a folder."""
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from fewstep.train.tell import tell
 from fewstep_video.data.corpora import Corpus, Item
 from fewstep_video.data.module import VideoData
 from fewstep_video.data.windows import InMemory, Reading, Video, Window
@@ -91,7 +92,7 @@ class Clips(VideoData):
         self.val = self.test.even(self.validate_on)
         if condition == "label":
             self.val["label"] = known_labels(self.val["label"], torch.stack([value for _, value in train]).unique())
-        rank_zero_info(f"video: {len(train)} videos to train on, {len(held)} held out")
+        tell(f"video: {len(train)} videos to train on, {len(held)} held out")
 
 
 def readable(items: list[Item], window: Window, reading: Reading) -> list[tuple[Video, Tensor]]:

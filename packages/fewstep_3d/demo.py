@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import fewstep
 from fewstep import recipes
 from fewstep.command import UsageError
 from fewstep.report import Report
+from fewstep.report_folder import report_folder
 from fewstep.train.fit import instantiate
-from fewstep.train.progress import TrainingBar
+from fewstep.train.stage import run_stage
 from fewstep_3d.bench.classes import carving_system, judged, reference, student_system
 from fewstep_3d.mesh_files import normalised, write_mesh
 from fewstep_3d.mesh_views import mesh_views
@@ -32,23 +31,13 @@ RECIPES = {"teacher": "shapes_teacher", "student": "shapes_sds"}
 def run(args: argparse.Namespace) -> int:
     """The whole demo; the report folder appears only when everything is in it."""
     out, start, console = Path(args.out), time.perf_counter(), Console(stderr=True)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").is_file())):
-        raise UsageError(f"{out} exists and is not an earlier demo report: give another --out")
     if args.data or args.held_out:
         raise UsageError("the 3d demo makes its own data: it takes no --data and no --held-out")
     if args.threads:
         torch.set_num_threads(args.threads)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with report_folder(out) as work:
         facts = {name: _train(name, args, work, console) for name in ("teacher", "student")}
         metrics = _report(work, args.seed, facts, time.perf_counter() - start)
-        if out.exists():
-            shutil.rmtree(out)
-        work.chmod(0o755)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     console.print(f"report: {out / 'index.html'}   try: fewstep mesh chair chair.glb --model {out / 'student'}")
     if args.json:
         print(json.dumps(metrics, indent=2))
@@ -76,15 +65,8 @@ def _train(name: str, args: argparse.Namespace, work: Path, console: Console) ->
     console.print(f"{name}: {iterations} iterations")
     options += [f"--model.init_args.iterations={iterations}", f"--trainer.val_check_interval={-(-iterations // 4)}"]
     cli = instantiate(recipes.find(f"3d/{RECIPES[name]}"), options)
-    for callback in cli.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, TrainingBar):
-            callback.name = name
-    cpu = time.process_time()
-    cli.trainer.fit(cli.model, datamodule=data)
-    (runs / "last").rename(work / name)
-    shutil.rmtree(runs)
-    spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
-    return {"recipe": f"3d/{RECIPES[name]}", "iterations": iterations, **spent}
+    facts, _ = run_stage(cli, work / name)
+    return facts | {"recipe": f"3d/{RECIPES[name]}"}
 
 
 def _report(work: Path, seed: int, facts: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +13,11 @@ from torch import Tensor
 
 import fewstep
 from fewstep import recipes
-from fewstep.command import UsageError
 from fewstep.distill import TrajectoryRegression
-from fewstep.train.checkpoints import Checkpoints
+from fewstep.report_folder import report_folder
 from fewstep.train.fit import instantiate
-from fewstep.train.history import History
-from fewstep.train.progress import TrainingBar
 from fewstep.train.shell import Shell
+from fewstep.train.stage import run_stage
 from fewstep_restoration.comparison import Comparison, compare, full_teacher
 from fewstep_restoration.demo_report import Trained, build
 from fewstep_restoration.super_resolver import SuperResolver
@@ -32,13 +28,9 @@ SHARE = {"teacher": 0.5, "student": 0.42}  # of the training time; the rest is t
 def run(args: argparse.Namespace) -> int:
     """The whole demo; the report folder appears only when everything is in it."""
     out, start, console = Path(args.out), time.perf_counter(), Console(stderr=True)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").is_file())):
-        raise UsageError(f"{out} exists and is not an earlier demo report: give another --out")
     if args.threads:
         torch.set_num_threads(args.threads)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with report_folder(out) as work:
         data = [f"--data.init_args.seed={args.seed}"]
         data += [f"--data.init_args.folder={args.data}"] if args.data else []
         data += [f"--data.init_args.held_out={args.held_out}"] if args.held_out else []
@@ -65,12 +57,6 @@ def run(args: argparse.Namespace) -> int:
             "seconds": time.perf_counter() - start,
         }
         _write(work, metrics, figures, teacher, student)
-        if out.exists():
-            shutil.rmtree(out)
-        work.chmod(0o755)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     _summary(console, metrics, out)
     if args.json:
         print(json.dumps(metrics, indent=2))
@@ -100,27 +86,9 @@ def _train(
         "--trainer.log_every_n_steps=10",
     ]
     cli = instantiate(file, [*options, f"--trainer.val_check_interval={-(-iterations // 5)}"])
-    log = History()
-    cli.trainer.loggers = [log]
-    for callback in cli.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, TrainingBar):
-            callback.name = name
-        if isinstance(callback, Checkpoints):
-            callback.every = iterations
-    began, cpu = time.perf_counter(), time.process_time()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    facts = {
-        "recipe": recipe,
-        "iterations": iterations,
-        "precision": precision,
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu,
-        "parameters": sum(p.numel() for p in cli.model.student.parameters()),
-        "photographs": cli.datamodule.train.names,
-    }
-    (runs / "last").rename(work / name)
-    shutil.rmtree(runs)
-    return Trained(facts, log.curves, cli.datamodule.val)
+    facts, curves = run_stage(cli, work / name)
+    facts |= {"recipe": recipe, "precision": precision, "photographs": cli.datamodule.train.names}
+    return Trained(facts, curves, cli.datamodule.val)
 
 
 def _pace(recipe: Path, options: Sequence[str]) -> tuple[str, float]:

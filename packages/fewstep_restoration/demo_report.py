@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.report import Curve, Report
+from fewstep.train.history import Curves
 from fewstep_restoration.comparison import EVALUATIONS, Comparison, full_teacher
 from fewstep_restoration.photos import PhotoPairs
 
@@ -13,7 +14,7 @@ class Trained:
     """What one stage leaves for the report."""
 
     facts: dict[str, Any]
-    curves: dict[str, tuple[list[float], list[float]]]
+    curves: Curves
     held_out: PhotoPairs
 
 

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +16,12 @@ import fewstep
 from fewstep import recipes
 from fewstep.command import UsageError
 from fewstep.report import Curve, Report
+from fewstep.report_folder import report_folder
 from fewstep.solvers import DDIM, Solver
-from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.fit import instantiate
-from fewstep.train.history import History
-from fewstep.train.progress import TrainingBar
+from fewstep.train.history import Curves
 from fewstep.train.shell import Shell
+from fewstep.train.stage import run_stage
 from fewstep_video.data.corpora import ClassFiles, ClassFolders, Corpus
 from fewstep_video.files import write_video
 from fewstep_video.metrics import diversity, flow_figures, mfvd, rfvd
@@ -40,23 +38,19 @@ class Trained:
     """What one stage leaves for the report."""
 
     facts: dict[str, Any]
-    curves: dict[str, tuple[list[float], list[float]]]
+    curves: Curves
     held_out: dict[str, Tensor]
 
 
 def run(args: argparse.Namespace) -> int:
     """The whole demo; the report folder appears only when everything is in it."""
     out, start, console = Path(args.out), time.perf_counter(), Console(stderr=True)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").is_file())):
-        raise UsageError(f"{out} exists and is not an earlier demo report: give another --out")
     if args.held_out:
         raise UsageError("the demo of video holds out clips itself: --held-out is not for it")
     if args.threads:
         torch.set_num_threads(args.threads)
     family, options = source(args)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with report_folder(out) as work:
         threads = torch.get_num_threads()
         console.print(f"[bold]fewstep demo[/]: clips, about {args.minutes:g} minutes of training on {threads} threads")
         teacher = train("teacher", f"video/{family}_teacher", options["teacher"], args, work, console)
@@ -73,12 +67,6 @@ def run(args: argparse.Namespace) -> int:
             "seconds": time.perf_counter() - start,
         }
         write(work, metrics, sheets, teacher, student)
-        if out.exists():
-            shutil.rmtree(out)
-        work.chmod(0o755)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     summary(console, metrics, out)
     if args.json:
         print(json.dumps(metrics, indent=2))
@@ -127,26 +115,10 @@ def train(
     iterations = max(20, int(args.minutes * 60 * SHARE[name] / pace))
     options += [f"--model.init_args.iterations={iterations}", f"--trainer.val_check_interval={-(-iterations // 2)}"]
     cli = instantiate(file, options)
-    log = History()
-    cli.trainer.loggers = [log]
-    for callback in cli.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, TrainingBar):
-            callback.name = name
-        if isinstance(callback, Checkpoints):
-            callback.every = iterations
-    began, cpu = time.perf_counter(), time.process_time()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    facts = {
-        "recipe": recipe,
-        "iterations": iterations,
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu,
-        "parameters": sum(p.numel() for p in cli.model.student.parameters()),
-    }
     # Score distillation has its best point before its end.
-    (runs / ("last" if name == "teacher" else "best")).rename(work / name)
-    shutil.rmtree(runs)
-    return Trained(facts, log.curves, cli.datamodule.val)
+    facts, curves = run_stage(cli, work / name, "last" if name == "teacher" else "best")
+    facts |= {"recipe": recipe}
+    return Trained(facts, curves, cli.datamodule.val)
 
 
 def pace_of(recipe: Path, options: Sequence[str]) -> float:

@@ -5,13 +5,16 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+# name -> (iterations, values)
+Curves = dict[str, tuple[list[float], list[float]]]
+
 
 class History(Logger):
     """curves: name -> (iterations, values)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.curves: dict[str, tuple[list[float], list[float]]] = {}
+        self.curves: Curves = {}
 
     @property
     def name(self) -> str:

@@ -1,0 +1,35 @@
+"""One training of a demo: a recipe that is set up, run under the demo's own name, bar and log."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fewstep.train.checkpoints import Checkpoints
+from fewstep.train.history import Curves, History
+from fewstep.train.progress import TrainingBar
+
+
+def run_stage(cli: Any, place: Path, artifact: str = "last") -> tuple[dict[str, Any], Curves]:
+    """Fit, and leave the artifact (`last` or `best`) as the folder `place`, whose name the bar shows; the run's own folder goes.
+
+    cli: of `train.fit.instantiate`. Returns {"seconds", "cpu_seconds", "iterations", "parameters"} and the curves of the log.
+    """
+    log, runs = History(), Path(cli.trainer.default_root_dir)
+    cli.trainer.loggers = [log]
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, TrainingBar):
+            callback.name = place.name
+        if isinstance(callback, Checkpoints):
+            callback.every = cli.model.iterations
+    began, cpu = time.perf_counter(), time.process_time()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    facts = {
+        "iterations": cli.model.iterations,
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "parameters": sum(p.numel() for p in cli.model.student.parameters()),
+    }
+    (runs / artifact).rename(place)
+    shutil.rmtree(runs)
+    return facts, log.curves

@@ -21,6 +21,7 @@ from fewstep.distill.alternating import AlternatingDistiller, Drawn
 from fewstep.distill.asd import ASD
 from fewstep.distill.dmd import DMD
 from fewstep.distill.rollout import Reached
+from fewstep.distill.sds import SDS
 from fewstep.distill.sid import SIM
 from fewstep.estimate import Estimate
 from fewstep.train.shell import Batch, Terms
@@ -30,7 +31,6 @@ from fewstep_3d.fields import Grid
 from fewstep_3d.opacity import NeuS
 from fewstep_3d.renderer import Renderer
 from fewstep_3d.samplers import Stratified
-from fewstep_3d.sds import SDS
 from fewstep_3d.triplane_generator import TriplaneGenerator
 from fewstep_3d.view_teacher import ViewTeacher
 

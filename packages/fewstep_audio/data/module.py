@@ -1,14 +1,13 @@
 """What the Lightning data modules of speech share: one endless training loader, and held-out items drawn always alike."""
 
-from abc import abstractmethod
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fewstep.train.loader import Drawable, StatefulLoader, Table
+from fewstep.train.data import EndlessData
+from fewstep.train.loader import Drawable
 from fewstep.train.shell import iteration_seed
 from fewstep.train.tell import tell
 from fewstep_audio.data.utterance import Corpus, Utterance
@@ -35,27 +34,10 @@ class Fixed:
         return self.data.draw(i, torch.Generator().manual_seed(iteration_seed(self.seed, -3, i)))
 
 
-class SpeechData(L.LightningDataModule):
-    """Subclasses set `train` and `val` in `setup`.
+class SpeechData(EndlessData):
+    """Subclasses set `train` and `val` in `setup`. Arguments are those of `EndlessData`."""
 
-    Args:
-        batch_size, workers: of the training loader, per process.
-        seed: of the order and of all draws.
-    """
-
-    train: Drawable | Table
     val: Any
-
-    def __init__(self, batch_size: int, workers: int = 0, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-
-    @abstractmethod
-    def setup(self, stage: str | None = None) -> None: ...
-
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(self.train, self.batch_size, self.seed, rank, ranks, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, batch_size=self.batch_size)

@@ -6,13 +6,12 @@ Validation batches also hold "inside": (B, M, G, G, G), the insides of members o
 
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fewstep.train.loader import StatefulLoader
+from fewstep.train.data import EndlessData
 from fewstep_3d.cameras import orbit
 from fewstep_3d.fields import Grid as FieldGrid
 from fewstep_3d.fields import corners
@@ -42,7 +41,7 @@ class _Stacks:
         return {k: v[index] for k, v in self.columns.items()}
 
 
-class ShapeViews(L.LightningDataModule):
+class ShapeViews(EndlessData):
     """Views of shapes.
 
     Args:
@@ -71,13 +70,13 @@ class ShapeViews(L.LightningDataModule):
         text: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, seed=seed)
         unknown = sorted(set(classes) - set(SHAPES))
         if unknown or not classes or per_class < 1:
             raise ValueError(f"classes are some of {', '.join(SHAPES)}, not {', '.join(unknown) or 'none'}")
         self.classes, self.meshes, self.per_class, self.side = tuple(classes), meshes, per_class, side
         self.rig, self.renderer = rig or Rig(), renderer or Renderer(NeuS(20.0), Stratified(28), normals=True)
-        self.batch_size, self.members, self.images, self.text, self.seed = batch_size, members, images, text, seed
+        self.members, self.images, self.text = members, images, text
 
     def setup(self, stage: str | None = None) -> None:
         """Render everything.
@@ -149,10 +148,6 @@ class ShapeViews(L.LightningDataModule):
         generator = torch.Generator().manual_seed(self.seed + 1)
         sdf = [fixed[n] if n in fixed else members(n, self.members, self.side, generator) for n in self.names]
         return torch.stack(sdf) < 0
-
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(self.train, self.batch_size, self.seed, rank, ranks)
 
     def val_dataloader(self) -> DataLoader:
         """One batch: a fresh stack of every class, and the members of all."""

@@ -1,9 +1,8 @@
 """Data modules of restoration: any folder of photographs, or those inside the scikit-image package."""
 
-import lightning as L
 from torch.utils.data import DataLoader
 
-from fewstep.train.loader import StatefulLoader
+from fewstep.train.data import EndlessData
 from fewstep_restoration.images import ImageError, list_photos
 from fewstep_restoration.photos import WHEEL_HELD_OUT, PhotoPairs, wheel_photographs
 
@@ -21,7 +20,7 @@ class _Whole:
         return self.pairs.whole(i)
 
 
-class Photos(L.LightningDataModule):
+class Photos(EndlessData):
     """Random crops for training, whole held-out photographs for validation; batches {"hr", "lr"} in [-1, 1].
 
     Args:
@@ -45,9 +44,9 @@ class Photos(L.LightningDataModule):
         validate_on: int = 8,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, workers, seed)
         self.folder, self.held_out, self.scale, self.crop = folder, held_out, scale, crop
-        self.batch_size, self.workers, self.validate_on, self.seed = batch_size, workers, validate_on, seed
+        self.validate_on = validate_on
 
     def setup(self, stage: str | None = None) -> None:
         """Find and decode the photographs. Raises ImageError where none is usable."""
@@ -69,10 +68,6 @@ class Photos(L.LightningDataModule):
         self.val = PhotoPairs(val[: self.validate_on], self.scale, self.crop)
         for pairs in (self.train, self.val):
             len(pairs)  # decodes now, so that an unusable folder ends the run before it writes anything
-
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(self.train, self.batch_size, self.seed, rank, ranks, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(_Whole(self.val), batch_size=1)  # pyright: ignore[reportArgumentType]

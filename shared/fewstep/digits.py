@@ -6,12 +6,11 @@
 
 from functools import cache
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fewstep.train.loader import StatefulLoader
+from fewstep.train.data import EndlessData
 
 
 @cache
@@ -56,7 +55,7 @@ class _Rows:
         return {"x0": self.x0[index], "label": self.label[index]}
 
 
-class Digits(L.LightningDataModule):
+class Digits(EndlessData):
     """Batches {"x0": (B, 1, 8, 8) in [-1, 1], "label": (B,)}; the held-out images validate, as one batch.
 
     Args:
@@ -66,16 +65,12 @@ class Digits(L.LightningDataModule):
     """
 
     def __init__(self, batch_size: int = 64, held_out: int = 297, split: int = 0, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size, self.held_out, self.split, self.seed = batch_size, held_out, split, seed
+        super().__init__(batch_size, seed=seed)
+        self.held_out, self.split = held_out, split
 
     def setup(self, stage: str | None = None) -> None:
         """Raises ValueError where scikit-learn is not installed, or too many images are held out."""
         self.train, self.val = (_Rows(index) for index in division(self.held_out, self.split))
-
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(self.train, self.batch_size, self.seed, rank, ranks)
 
     def val_dataloader(self) -> DataLoader:
         batch = self.val.rows(list(range(len(self.val))))

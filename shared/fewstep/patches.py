@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fewstep.class_generator import Judge
 from fewstep.metrics import frechet_distance
-from fewstep.train.loader import StatefulLoader
+from fewstep.train.data import EndlessData
 
 SIDE = 16
 
@@ -52,16 +51,12 @@ class _Draws:
         return {"x0": torch.where(mirrored[:, None, None, None], x0.flip(-1), x0), "label": self.label[index]}
 
 
-class Patches(L.LightningDataModule):
+class Patches(EndlessData):
     """Batches {"x0": (B, 3, 16, 16) in [-1, 1], "label": (B,)}, the label says which photograph; 512 held-out patches validate."""
 
     def __init__(self, batch_size: int = 64, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size, self.seed = batch_size, seed
-
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(_Draws(), self.batch_size, self.seed, rank, ranks)
+        super().__init__(batch_size, seed=seed)
+        self.train = _Draws()
 
     def val_dataloader(self) -> DataLoader:
         batch = _Draws(held_out=True).batch(512, torch.Generator().manual_seed(12345))

@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fewstep.paths import RectifiedFlow
 from fewstep.toy import Mixture, correlated, orbits, ring
-from fewstep.train.loader import StatefulLoader
+from fewstep.train.data import EndlessData
 
 
 class _Draws:
@@ -23,21 +22,20 @@ class _Draws:
         return {"x0": x0.float(), "label": label}
 
 
-class MixtureData(L.LightningDataModule, ABC):
+class MixtureData(EndlessData, ABC):
     """Batches {"x0": (B, D), "label": (B,)} of a mixture; the label is the component. 1024 fixed samples validate."""
 
     def __init__(self, batch_size: int = 256, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size, self.seed = batch_size, seed
+        super().__init__(batch_size, seed=seed)
 
     @property
     @abstractmethod
     def world(self) -> Mixture:
         """What is drawn from."""
 
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(_Draws(self.world), self.batch_size, self.seed, rank, ranks)
+    @property
+    def train(self) -> _Draws:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _Draws(self.world)
 
     def val_dataloader(self) -> DataLoader:
         held_out = _Draws(self.world).batch(1024, torch.Generator().manual_seed(12345))

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import lightning as L
 from torch.utils.data import DataLoader
 
 from fewstep.pairs.folder import PairTable, check_shard, read_manifest
-from fewstep.train.loader import StatefulLoader
+from fewstep.train.data import EndlessData
 
 
-class StoredPairs(L.LightningDataModule):
+class StoredPairs(EndlessData):
     """Batches of stored pairs: "noise", "target", "x0" and, where the folder has them, "states", "y" and conditions by name.
 
     Args:
@@ -23,8 +22,8 @@ class StoredPairs(L.LightningDataModule):
     def __init__(
         self, folder: str, batch_size: int = 64, seed: int = 0, held_out: int = 256, verify: bool = True
     ) -> None:
-        super().__init__()
-        self.folder, self.batch_size, self.seed, self.held_out, self.verify = folder, batch_size, seed, held_out, verify
+        super().__init__(batch_size, seed=seed)
+        self.folder, self.held_out, self.verify = folder, held_out, verify
 
     def prepare_data(self) -> None:
         """Raises PairsError where a shard is missing or damaged."""
@@ -47,10 +46,6 @@ class StoredPairs(L.LightningDataModule):
     def times(self) -> tuple[float, ...]:
         """The times of "states"; empty where there are none. Known after `setup`."""
         return tuple(self.manifest["job"]["times"])
-
-    def train_dataloader(self) -> StatefulLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(self.train, self.batch_size, self.seed, rank, ranks)
 
     def val_dataloader(self) -> DataLoader:
         batches = [self.val.rows(list(range(len(self.val))))] if self.held_out else []

@@ -19,11 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep.grids import Explicit, Grid, Shifted
 from fewstep_video.bench import shapes
-from fewstep_video.bench.targets import Target, judged, kept, ratio
+from fewstep_video.bench.targets import Target, kept, options, ratio, table
 from fewstep_video.bench.trained import cost, trained
 from fewstep_video.bench.variants import Variant, made
 from fewstep_video.data.clips import Clips
@@ -161,32 +160,17 @@ def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure what is missing, and print all rows and targets as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep_video.bench.dcm", description=__doc__)
+    parser = options("dcm", __doc__)
     parser.add_argument("--family", choices=FAMILIES, default="shapes")
     parser.add_argument("--asl", metavar="DIR", help="the filmed signs, for --family asl")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--real", type=int, default=1024)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_video"), metavar="DIR")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="--OPTION=VALUE", help="a further option of all trainings"
-    )
-    parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
     if args.family == "asl":
         if args.asl is None:
             parser.error("--family asl needs --asl DIR")
         args.set.append(f"--data.init_args.corpus.init_args.folder={args.asl}")
     torch.set_num_threads(1)
-    found = []
-    for seed in args.seeds:
-        for row in rows(args, seed):
-            found.append(row)
-            figures = ", ".join(f"{k} {row[k]:.4g}" for k in ("mfvd", "jerk", "warp", "dynamic") if k in row)
-            sys.stderr.write(f"seed {seed} {row['system']}: {figures}\n")
-    table = {"bench": "video dcm", "family": args.family, **machine(), "clips": args.clips, "real": args.real}
-    write(table | {"targets": judged(targets(args.family), found), "rows": found}, args.out)
-    return 0
+    found = (row for seed in args.seeds for row in rows(args, seed))
+    return table({"bench": "video dcm", "family": args.family}, args, found, targets(args.family))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep_video.bench import shapes
-from fewstep_video.bench.targets import Target, judged, kept, ratio
+from fewstep_video.bench.targets import Target, kept, options, ratio, table
 from fewstep_video.bench.variants import Variant, made
 from fewstep_video.data.pictures import Stills
 from fewstep_video.metrics.laws import afid
@@ -85,26 +84,12 @@ def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure what is missing, and print all rows and targets as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep_video.bench.mcm", description=__doc__)
+    parser = options("mcm", __doc__)
     parser.add_argument("--family", choices=list(shapes.WORLDS), default="shapes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--real", type=int, default=1024)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_video"), metavar="DIR")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="--OPTION=VALUE", help="a further option of all trainings"
-    )
-    parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = []
-    for seed in args.seeds:
-        for row in rows(args, seed):
-            found.append(row)
-            sys.stderr.write(f"seed {seed} {row['system']}: pictures {row['pictures']:.2f}, mFVD {row['mfvd']:.1f}\n")
-    table = {"bench": "video mcm", "family": args.family, **machine(), "clips": args.clips, "real": args.real}
-    write(table | {"targets": judged(TARGETS, found), "rows": found}, args.out)
-    return 0
+    found = (row for seed in args.seeds for row in rows(args, seed))
+    return table({"bench": "video mcm", "family": args.family}, args, found, TARGETS)
 
 
 if __name__ == "__main__":

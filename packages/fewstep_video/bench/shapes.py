@@ -19,10 +19,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep.solvers import DDIM, Solver
-from fewstep_video.bench.targets import Target, figure, judged, kept, ratio
+from fewstep_video.bench.targets import Target, figure, kept, options, ratio, table
 from fewstep_video.bench.trained import cost, trained
 from fewstep_video.data.procedural import HELD_OUT
 from fewstep_video.metrics.laws import law_figures
@@ -138,27 +137,13 @@ TARGETS: dict[str, list[Target]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure what is missing, and print all rows and targets as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep_video.bench.shapes", description=__doc__)
+    parser = options("shapes", __doc__)
     parser.add_argument("--family", choices=list(WORLDS), default="shapes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="such as teacher naive dmd2; all where not given")
-    parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--real", type=int, default=1024)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_video"), metavar="DIR")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="--OPTION=VALUE", help="a further option of all trainings"
-    )
-    parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = []
-    for seed in args.seeds:
-        for row in rows(args, seed):
-            found.append(row)
-            sys.stderr.write(f"seed {seed} {row['system']}: mFVD {row['mfvd']:.1f}, rFVD {row['rfvd']:.1f}\n")
-    table = {"bench": "video shapes", "family": args.family, **machine(), "clips": args.clips, "real": args.real}
-    write(table | {"targets": judged(TARGETS[args.family], found), "rows": found}, args.out)
-    return 0
+    made = (row for seed in args.seeds for row in rows(args, seed))
+    return table({"bench": "video shapes", "family": args.family}, args, made, TARGETS[args.family])
 
 
 if __name__ == "__main__":

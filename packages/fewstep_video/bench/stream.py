@@ -21,11 +21,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewstep.bench.timing import machine, write
 from fewstep.generator import pretrained
 from fewstep.guidance.similarity import SimilarityFilter
 from fewstep_video.bench import shapes
-from fewstep_video.bench.targets import Target, judged, kept
+from fewstep_video.bench.targets import Target, kept, options, table
 from fewstep_video.bench.trained import cost, trained
 from fewstep_video.causal_video import CausalVideo
 from fewstep_video.metrics.drift import drift
@@ -171,27 +170,12 @@ def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure what is missing, and print all rows and targets as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m fewstep_video.bench.stream", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=256)
-    parser.add_argument("--real", type=int, default=1024)
+    parser = options("stream", __doc__, clips=256)
     parser.add_argument("--threads", type=int, default=2, help="of the measurement of frames per second (default 2)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench_video"), metavar="DIR")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="--OPTION=VALUE", help="a further option of all trainings"
-    )
-    parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = []
-    for seed in args.seeds:
-        for row in rows(args, seed):
-            found.append(row)
-            told = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "seed" and isinstance(v, float))
-            sys.stderr.write(f"seed {seed} {row['system']}: {told}\n")
-    table = {"bench": "video stream", **machine(), "clips": args.clips, "real": args.real}
-    write(table | {"targets": judged(TARGETS, found), "rows": found}, args.out)
-    return 0
+    found = (row for seed in args.seeds for row in rows(args, seed))
+    return table({"bench": "video stream"}, args, found, TARGETS)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""The targets that rows of a bench are held to, and rows that are kept in files."""
+"""What benches of video share: options, rows that are kept in files, the targets that they are held to, the table."""
 
+import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+from fewstep.bench.timing import machine, write
 
 # The rows of one seed, by system.
 Table = Mapping[str, Mapping[str, float]]
@@ -58,3 +62,31 @@ def judged(targets: Sequence[Target], found: Sequence[Mapping[str, Any]]) -> lis
         told = {"values": [round(v, 4) for v in values], "median": round(middle, 4)}
         results.append({"target": target.name, **bounds, **told, "reached": target.reached(middle)})
     return results
+
+
+def options(name: str, description: str | None, clips: int = 512) -> argparse.ArgumentParser:
+    """Of `python -m fewstep_video.bench.NAME`: seeds, numbers of clips, where trainings lie, changes to all of them, the file to write."""
+    parser = argparse.ArgumentParser(prog=f"python -m fewstep_video.bench.{name}", description=description)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clips", type=int, default=clips)
+    parser.add_argument("--real", type=int, default=1024)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench_video"), metavar="DIR")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="--OPTION=VALUE", help="a further option of all trainings"
+    )
+    parser.add_argument("--out", metavar="FILE")
+    return parser
+
+
+def table(
+    about: Mapping[str, Any], args: argparse.Namespace, rows: Iterable[dict[str, Any]], targets: Sequence[Target]
+) -> int:
+    """Tell every row as it is made, and write all of them with their targets as JSON."""
+    found = []
+    for row in rows:
+        found.append(row)
+        told = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "seed" and isinstance(v, float))
+        sys.stderr.write(f"seed {row['seed']} {row['system']}: {told}\n")
+    head = {**about, **machine(), "clips": args.clips, "real": args.real}
+    write(head | {"targets": judged(targets, found), "rows": found}, args.out)
+    return 0

@@ -31,6 +31,7 @@ class PerView(nn.Module):
         self.net, self.views, self.per_view = net, views, per_view
 
     def forward(self, x: Tensor, label: Tensor, **cond: Tensor) -> Tensor:
+        """Each view by itself, back in the shape of x."""
         flat = x.unflatten(1, (self.views, -1)).flatten(0, 1)
         told = {
             k: v.flatten(0, 1) if k in self.per_view else v.repeat_interleave(self.views, 0)

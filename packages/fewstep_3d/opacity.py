@@ -51,6 +51,7 @@ class NeuSCosine(Opacity):
     """From the distance and its slope in the middle of each interval."""
 
     def depth(self, sdf: Tensor, t: Tensor, slope: Tensor | None = None) -> Tensor:
+        """Raises ValueError without slopes."""
         if slope is None:
             raise ValueError("the cosine form of NeuS needs normals: render with normals, or take NeuS")
         half = 0.25 * relu(-slope[..., :-1] - slope[..., 1:]) * (t[..., 1:] - t[..., :-1])

@@ -67,6 +67,7 @@ class Cylinder(Shape):
     ranges = ((0.3, 0.6), (0.35, 0.75))
 
     def sdf(self, points: Tensor, sizes: Tensor) -> Tensor:
+        """Exact."""
         d = torch.stack([points[..., :2].norm(dim=-1), points[..., 2].abs()], -1) - sizes
         return d.amax(-1).clamp_max(0) + d.clamp_min(0).norm(dim=-1)
 
@@ -77,6 +78,7 @@ class Cone(Shape):
     ranges = ((0.4, 0.7), (0.4, 0.7))
 
     def sdf(self, points: Tensor, sizes: Tensor) -> Tensor:
+        """Exact: the nearer of the slanted side and the base, negative inside."""
         radius, half = sizes
         rho, z = points[..., :2].norm(dim=-1), points[..., 2]
         # Nearest point of the slanted side, from (radius, -half) to (0, half), in the half-plane (rho, z).
@@ -95,6 +97,7 @@ class Chair(Shape):
     ranges = ((0.3, 0.5), (0.3, 0.5), (0.45, 0.75), (0.45, 0.75), (0.06, 0.1))
 
     def sdf(self, points: Tensor, sizes: Tensor) -> Tensor:
+        """The least of six boxes: exact outside."""
         wide, deep, seat, back, thick = sizes.tolist()
         floor = -(seat + back) / 2
         top = floor + seat

@@ -102,6 +102,7 @@ class _Source:
         self.info = VideoInfo(float(fps or 0), width, height, int(self.stream.frames), comment)
 
     def frames(self) -> Iterator[Tensor]:
+        """Upright frames (3, H, W) uint8, one by one. Raises VideoError for none, for other sizes than the first, for damaged and truncated files."""
         count, first = 0, None
         try:
             for frame in self.container.decode(self.stream):

@@ -42,6 +42,7 @@ class ClassFolders(Corpus):
     """folder/CLASS/*.mp4 and so on: the class is the folder's name."""
 
     def names(self) -> Sequence[str]:
+        """Raises VideoError where there is no folder, or none with videos in it."""
         folder = Path(self.folder)
         if not folder.is_dir():
             raise VideoError(f"{folder}: no such folder; allowed: a folder of class folders")

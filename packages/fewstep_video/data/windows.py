@@ -105,6 +105,7 @@ class FileVideo(Video):
         self.window = window
 
     def frames(self, index: list[int]) -> Tensor:
+        """The file is decoded up to the last of them."""
         wanted, found = set(index), []
         for i, frame in enumerate(islice(read_frames(self.path), index[-1] + 1)):
             if i in wanted:

@@ -76,6 +76,7 @@ class Texts(Conditions):
         self.register_buffer("empty", torch.zeros(length, dim))
 
     def forward(self, value: Tensor) -> Tensor:
+        """(B, L, D) as it is. Raises ValueError for another length or width."""
         if value.shape[1:] != (self.length, self.dim):
             raise ValueError(
                 f"the network takes texts of {self.length} tokens of {self.dim}, not {tuple(value.shape[1:])}"

@@ -23,6 +23,7 @@ class LTX(VideoNetwork):
         return c.patch_size_t, c.patch_size, c.patch_size  # pyright: ignore
 
     def call(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+        """LTX takes and gives a sequence of patches; clips go in and come out whole."""
         (a, b, c), (f, h, w) = self.patch, x.shape[2:]
         grid = {"f": f // a, "h": h // b, "w": w // c}
         packed = rearrange(x, "n k (f a) (h b) (w c) -> n (f h w) (k a b c)", a=a, b=b, c=c)

@@ -58,6 +58,7 @@ class FolderSink(Sink):
         self.folder, self.count = folder, 0
 
     def write(self, frames: Tensor) -> None:
+        """The next pictures, each whole or not at all."""
         import cv2
 
         for frame in to_bytes(frames).expand(3, -1, -1, -1).unbind(1):

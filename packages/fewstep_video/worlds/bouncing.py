@@ -38,6 +38,7 @@ class Bouncing(World):
         return 3
 
     def draw(self, label: Tensor, generator: torch.Generator) -> Scene:
+        """Balls each full in one colour channel; where they overlap colours add up."""
         b = len(label)
         radius = uniform(0.12, 0.17, (b, self.n), generator) * self.size
         position = self.moved(*self.start(radius, generator), radius)

@@ -25,6 +25,7 @@ class MovingDisc(World):
         return 1
 
     def draw(self, label: Tensor, generator: torch.Generator) -> Scene:
+        """One disc that moves straight by its class, wholly inside."""
         n = len(label)
         radius = uniform(0.13, 0.2, (n,), generator) * self.size
         travel = uniform(0.25, 0.4, (n,), generator) * self.size

@@ -29,6 +29,7 @@ class MovingShapes(World):
         return 3
 
     def draw(self, label: Tensor, generator: torch.Generator) -> Scene:
+        """One disc or square of any colour before a flat or graded background, which moves straight by its class, wholly inside."""
         n = len(label)
         radius = uniform(0.13, 0.2, (n,), generator) * self.size
         travel = uniform(0.25, 0.4, (n,), generator) * self.size

@@ -33,11 +33,9 @@ def main(args: argparse.Namespace) -> int:
     mesh = normalised(source_mesh(args.input, 96, args.y_up), welded=False)
     cameras = turn(args.frames, args.elevation, args.size)
     write_film(out, pictures(mesh_views(mesh, cameras), args.channels))
-    if args.json:
-        seconds = time.perf_counter() - start
-        print(
-            json.dumps({"input": args.input, "output": str(out), "frames": args.frames, "seconds": seconds}, indent=2)
-        )
+    facts = {"input": args.input, "output": str(out), "frames": args.frames, "seconds": time.perf_counter() - start}
+    line = f"{out}: {args.frames} frames of {args.size} pixels in {facts['seconds']:.1f} s"
+    print(json.dumps(facts, indent=2) if args.json else line)
     return 0
 
 

@@ -1,14 +1,12 @@
 """What data modules with an endless training loader share."""
 
-from abc import abstractmethod
-
 import lightning as L
 
 from fewstep.train.loader import Drawable, Endless, StatefulLoader, Table
 
 
 class EndlessData(L.LightningDataModule):
-    """Subclasses set `train` in `setup`, and write `val_dataloader`.
+    """Subclasses set `train`, in `setup` where files are read for it, and write `val_dataloader`.
 
     Args:
         batch_size, workers: of the training loader, per process.
@@ -21,8 +19,8 @@ class EndlessData(L.LightningDataModule):
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
 
-    @abstractmethod
-    def setup(self, stage: str | None = None) -> None: ...
+    def setup(self, stage: str | None = None) -> None:
+        """Read what `train` needs; worlds that are drawn need nothing."""
 
     def train_dataloader(self) -> StatefulLoader:
         """Batches without end, each process its own share, with a state that checkpoints keep."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 import torchaudio.functional as AF
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fewstep_audio.mels import Mel
 
@@ -31,9 +30,11 @@ class GriffinLim:
         if frames < least:
             mel = torch.cat([mel, mel.new_full((*mel.shape[:2], least - frames), mel.amin().item())], 2)
         magnitude = self.magnitude(mel)
-        # Frame i lies around sample i hop here, and around (i + 1/2) hop in the framing "same".
-        late = front.hop // 2 if front.framing == "same" else 0
-        length = front.hop * (mel.shape[2] - (front.framing == "centre")) - late
+        # Frame i lies around sample i hop here, and around (i + 1/2) hop in the framing "same": a frame more covers the first half.
+        late, length = 0, front.hop * (mel.shape[2] - 1)
+        if front.framing == "same":
+            late, length = front.hop - front.hop // 2, length + front.hop
+            magnitude, length = torch.cat([magnitude[:, :, :1], magnitude], 2), length + late
         sizes = front.n_fft, front.hop, front.win
         # From random phases, always the same: from zero ones, which cancel, rounding errors of the mel grow to audible ones.
         with torch.random.fork_rng([mel.device] if mel.is_cuda else []):
@@ -41,7 +42,7 @@ class GriffinLim:
             wave = AF.griffinlim(
                 magnitude, front.window.to(mel), *sizes, 1.0, self.iterations, self.momentum, length, rand_init=True
             )
-        return pad(wave, (late, 0))[:, : front.hop * (frames - (front.framing == "centre"))]
+        return wave[:, late : late + front.hop * (frames - (front.framing == "centre"))]
 
     def magnitude(self, mel: Tensor) -> Tensor:
         """|STFT| (B, n_fft/2 + 1, T): the least squares solution with F |STFT| = exp mel, its negative parts cut off."""

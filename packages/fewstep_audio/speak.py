@@ -1,7 +1,8 @@
 """`fewstep speak TEXT OUT`: text of any length to one sound file, piece by piece.
 
 A text is normalised, split into pieces of the model's length, and spoken in batches of similar length; the pieces stand in the file in
-order, with a pause between. Piece i draws its noise from (seed, i) alone. Memory holds `AHEAD` pieces, whatever the length of the text.
+order. Each begins and ends in half a pause, which is part of its mel, so that the vocoder makes the room's noise of it. Piece i draws its
+noise from (seed, i) alone. Memory holds `AHEAD` pieces, whatever the length of the text.
 """
 
 import argparse
@@ -28,10 +29,8 @@ from fewstep_audio.text import TextError, pieces
 from fewstep_audio.tts.text_to_speech import TextToSpeech
 
 BATCH, AHEAD = 8, 64
-PAUSE, FADE = (
-    0.12,
-    0.005,
-)  # seconds: between pieces, and of their ends, which would click where they do not end in silence
+PAUSE = 0.3  # seconds between pieces
+FALL = 3  # frames from speech to the pause
 PICTURE = 10.0
 
 
@@ -46,7 +45,7 @@ class Vocoder(Protocol):
 
 
 class Piece(NamedTuple):
-    """A piece of the text as it was spoken: mel (bands, T), wave (N,)."""
+    """A piece of the text as it was spoken: mel (bands, T) and wave (N,), both with half a pause at either end."""
 
     text: str
     mel: Tensor
@@ -84,7 +83,7 @@ def speak(
         TextError: an unknown speaker.
     """
     model.mel.check(vocoder.mel, "speak")
-    who = model.speaker_number(speaker)
+    who, half = model.speaker_number(speaker), half_pause(model.mel)
     for first in range(0, len(parts), AHEAD):
         ids = {first + i: model.symbols.ids(p) for i, p in enumerate(parts[first : first + AHEAD])}
         order = sorted(ids, key=lambda i: len(ids[i]))
@@ -92,23 +91,27 @@ def speak(
         for chosen in (order[k : k + batch] for k in range(0, len(order), batch)):
             generators = [item_generator(seed, i) for i in chosen]
             said = model([ids[i] for i in chosen], generators, who, speed, steps)
-            mels |= {i: said.mel[n, :, : said.frames[n]] for n, i in enumerate(chosen)}
+            mels |= {i: rested(said.mel[n, :, : said.frames[n]], half) for n, i in enumerate(chosen)}
         for i in sorted(mels):
             # One by one: a phase or a convolution at the end of a padded mel would see the padding.
             yield Piece(parts[i], mels[i], vocoder.vocode(mels[i][None])[0])
 
 
-def spaced(wave: Tensor, rate: int, first: bool) -> Tensor:
-    """A piece's wave (N,) with faded ends, after a pause unless it is the first one."""
-    own = faded(wave, round(FADE * rate))
-    return own if first else torch.cat([own.new_zeros(round(PAUSE * rate)), own])
+def half_pause(mel: Mel) -> int:
+    """Frames of half a pause."""
+    return max(1, round(PAUSE / 2 * mel.rate / mel.hop))
 
 
-def faded(wave: Tensor, samples: int) -> Tensor:
-    """(N,) with half a Hann window of so many samples at both ends."""
-    n = min(samples, len(wave) // 2)
-    ramp = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(n).to(wave) + 0.5) / max(n, 1))
-    return torch.cat([wave[:n] * ramp, wave[n : len(wave) - n], wave[len(wave) - n :] * ramp.flip(0)])
+def rested(mel: Tensor, frames: int) -> Tensor:
+    """A mel (bands, T) of logarithms with so many frames more at both ends, which fall to the least it has and stay there.
+
+    Not to the least of each band: within a short word that is still its voice, and would hum on until the next piece.
+    """
+    quiet = mel.amin().expand(len(mel), 1)
+    share = ((torch.arange(frames) + 1) / (FALL + 1)).clamp(max=1).to(mel)
+    after = mel[:, -1:].lerp(quiet, share)
+    before = mel[:, :1].lerp(quiet, share.flip(0))
+    return torch.cat([before, mel, after], 1)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -127,8 +130,8 @@ def main(args: argparse.Namespace) -> int:
     said = speak(model, vocoder, parts, args.seed, args.speaker, args.speed, args.steps)
     with AudioWriter(args.output, rate, 1) as writer, bar() as progress:
         task = progress.add_task("speaking", total=len(parts), figures="")
-        for n, piece in enumerate(said):
-            wave = spaced(piece.wave, rate, n == 0).cpu()
+        for piece in said:
+            wave = piece.wave.cpu()
             writer.write(wave[None])
             shown, peak = torch.cat([shown, wave])[: round(PICTURE * rate)], max(peak, wave.abs().max().item())
             progress.update(task, advance=1)

@@ -277,9 +277,10 @@ def test_babble_is_of_other_voices_at_equal_power(talkers):
 # --- data modules ------------------------------------------------------------------------------------------------
 
 
-def test_spoken_text_pads_with_silence_and_tells_lengths(tmp_path):
-    module = SpokenText(SpokenDigits(str(digits(tmp_path))), Letters(), MEL, ["bob", "ann"], batch_size=6)
+def test_spoken_text_pads_with_silence_and_tells_lengths(tmp_path, capsys):
+    module = SpokenText(SpokenDigits(str(digits(tmp_path))), Letters(), MEL, ["bob", "ann", "eve"], batch_size=6)
     batch = first(module)[0]
+    assert "no recording to train the voice of eve\n" in capsys.readouterr().err
     assert set(batch) == {"text", "symbols", "mel", "frames", "speaker", "label"}
     for i in range(6):
         word, frames = WORDS[batch["label"][i]], batch["frames"][i]

@@ -20,7 +20,7 @@ from fewstep_audio.griffin_lim import GriffinLim
 from fewstep_audio.item_noise import item_generator
 from fewstep_audio.mels import PRESETS, Mel
 from fewstep_audio.recogniser import recognise
-from fewstep_audio.speak import faded, spaced, speak, split
+from fewstep_audio.speak import FALL, half_pause, rested, speak, split
 from fewstep_audio.text import TextError
 
 
@@ -80,18 +80,23 @@ def test_memory_is_that_of_the_pieces_ahead(monkeypatch):
     assert sum(seen) == 40
 
 
-def test_joins_have_no_steps():
-    wave = torch.ones(1000)
-    own = faded(wave, 40)
-    assert own[0] < 0.001
-    assert own[-1] < 0.001
-    assert (own.diff().abs() < 0.05).all()
-    assert torch.equal(own[40:960], wave[40:960])
-    later = spaced(wave, 8000, first=False)
-    assert len(later) == 1000 + 960
-    assert not later[:960].any()
-    assert torch.equal(spaced(wave, 8000, first=True), own)
-    assert len(faded(torch.ones(3), 40)) == 3
+def test_pieces_rest_at_both_ends():
+    """The mel falls by equal steps to the least it has and stays there; the vocoder makes noise of it, neither silence nor a click."""
+    mel = torch.randn(4, 30)
+    own, quiet = rested(mel, 6), mel.amin().expand(4)
+    assert own.shape == (4, 42)
+    assert torch.equal(own[:, 6:36], mel)
+    for far, edge in ((own[:, :6].flip(1), mel[:, 0]), (own[:, 36:], mel[:, -1])):
+        assert torch.allclose(far[:, FALL:], quiet[:, None].expand(-1, 6 - FALL))
+        steps = torch.cat([edge[:, None], far[:, : FALL + 1]], 1).diff(dim=1)
+        assert torch.allclose(steps, ((quiet - edge) / (FALL + 1))[:, None].expand_as(steps), atol=1e-6)
+    pieces = spoken(small("flow"), ["abc", "bad"])
+    samples = half_pause(MEL) * MEL.hop
+    joined = torch.cat([p.wave for p in pieces])
+    seam = len(pieces[0].wave)
+    around = joined[seam - samples : seam + samples]
+    assert (around.abs() > 0).all()
+    assert around[samples - 8 : samples + 8].abs().max() < 2 * around.abs().max()
 
 
 def test_the_verb_writes_sound_picture_and_report(model, tmp_path, capsys):

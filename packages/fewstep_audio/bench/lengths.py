@@ -2,8 +2,8 @@
 
 Memory: the largest resident size of the verb in a process of its own, for one and for ten minutes of noisy speech, for 200 and for 2000 characters.
 
-Joins: frames of 32 ms within the cross-fades of `enhance`, or over the ends of the pieces of `speak`, against those inside (for `speak`: of the
-pieces; its pauses are silent). Figures
+Joins: frames of 32 ms within the cross-fades of `enhance` against those inside; of `speak`, whose pieces meet in the middle of a pause, frames
+over the point where they meet against the other frames of the pauses, and all frames of the pauses against the speech. Figures
 
     energy   10 log10 mean square            flux   mean rise of the log magnitudes since the frame before
 
@@ -34,7 +34,7 @@ from fewstep_audio.data.recordings import Recordings
 from fewstep_audio.enhance import WEIGHTS
 from fewstep_audio.files import Audio, read_audio, write_audio
 from fewstep_audio.griffin_lim import GriffinLim
-from fewstep_audio.speak import PAUSE, spaced, speak, split
+from fewstep_audio.speak import FALL, half_pause, speak, split
 from fewstep_audio.tts.text_to_speech import TextToSpeech
 
 FRAME, HOP = 256, 128
@@ -112,18 +112,19 @@ def joins_of_enhance(noisy: Path, enhanced: Path) -> dict[str, Any]:
 
 
 def joins_of_speak(model: TextToSpeech, words: str) -> dict[str, Any]:
-    """The ends of the pieces; frames of the pauses between belong to neither side."""
-    waves = [p.wave for p in speak(model, GriffinLim(model.mel), split(model, words))]
-    rate, position, ends, pauses = model.mel.rate, 0, [], []
-    for n, wave in enumerate(waves):
-        pause = round(PAUSE * rate) if n else 0
-        pauses.append((position, position + pause))
-        position += pause + len(wave)
-        ends += [(position - 1, position + 1)] + [(pauses[-1][1] - 1, pauses[-1][1] + 1)] * (n > 0)
-    figures = frame_figures(torch.cat([spaced(w, rate, n == 0) for n, w in enumerate(waves)]))
-    size = len(figures["energy"])
-    hit, silent = touching(ends[:-1], size), touching(pauses, size)
-    return {"joins": len(waves) - 1} | {k: compared(v[hit], v[~hit & ~silent]) for k, v in figures.items()}
+    """Where the pieces meet; `pauses`: the whole pauses against the speech, which are quieter and should hold no clicks."""
+    front = model.mel
+    waves = [p.wave for p in speak(model, GriffinLim(front), split(model, words))]
+    ends = torch.tensor([len(w) for w in waves]).cumsum(0)[:-1].tolist()
+    figures = frame_figures(torch.cat(waves))
+    size, half = len(figures["energy"]), half_pause(front) * front.hop
+    pauses = touching([(e - half, e + half) for e in ends], size)
+    # The windows of the front end and of these frames reach into what falls and rises.
+    flat = half - FALL * front.hop - front.win
+    met, calm = touching([(e - 1, e + 1) for e in ends], size), touching([(e - flat, e + flat) for e in ends], size)
+    return {"joins": len(ends), **{k: compared(v[met], v[calm & ~met]) for k, v in figures.items()}} | {
+        "pauses": {k: compared(v[pauses], v[~pauses]) for k, v in figures.items()}
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

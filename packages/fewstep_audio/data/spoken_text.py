@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from fewstep.train.tell import tell
 from fewstep_audio.data.mel_cache import MelCache
 from fewstep_audio.data.module import SpeechData, divide
 from fewstep_audio.data.recordings import Recordings
@@ -147,7 +148,10 @@ class SpokenText(SpeechData):
         """Raises AudioError where nothing is usable."""
         if hasattr(self, "train"):
             return
-        self.train, self.val = (self._texts(part) for part in divide(self.corpus))
+        train, val = divide(self.corpus)
+        if missing := sorted(set(self.speakers or ()) - {u.speaker for u in train}):
+            tell(f"speech: no recording to train the voice of {', '.join(missing)}")
+        self.train, self.val = self._texts(train), self._texts(val)
 
     def val_dataloader(self) -> DataLoader:
         # Spread over the held-out utterances, which may be sorted by digit or speaker.

@@ -15,7 +15,7 @@ from fewstep.command import UsageError
 from fewstep.report import Report
 from fewstep.report_folder import report_folder
 from fewstep.train.fit import instantiate
-from fewstep.train.stage import run_stage
+from fewstep.train.stage import pace, run_stage
 from fewstep_3d.bench.classes import carving_system, judged, reference, student_system
 from fewstep_3d.mesh_files import normalised, write_mesh
 from fewstep_3d.mesh_views import mesh_views
@@ -46,25 +46,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(name: str, args: argparse.Namespace, work: Path, console: Console) -> dict[str, Any]:
     """Run a shipped recipe within its share of the time; leaves the artifact in work/name."""
-    runs = work / f"{name}-run"
+    runs, file = work / f"{name}-run", recipes.find(f"3d/{RECIPES[name]}")
     options = [f"--model.init_args.seed={args.seed}", f"--trainer.default_root_dir={runs}", "--trainer.logger=false"]
     if name == "student":
         options.append(f"--model.init_args.teacher.init_args.source={work / 'teacher'}")
     began = time.perf_counter()
     with console.status(f"{name}: rendering data and measuring this machine"):
-        cli = instantiate(recipes.find(f"3d/{RECIPES[name]}"), [*options, "--model.init_args.iterations=1"])
-        data, shell = cli.datamodule, cli.model
-        data.setup("fit")
-        batches = iter(data.train_dataloader())
-        for n in range(3):
-            begin = time.perf_counter()
-            torch.stack(list(shell.loss(next(batches)).values())).sum().backward()
-            pace = time.perf_counter() - begin if n else float("inf")
+        seconds = pace(instantiate(file, [*options, "--model.init_args.iterations=1"]))
     left = args.minutes * 60 * SHARE[name] - (time.perf_counter() - began)
-    iterations = max(20, int(left / (1.15 * pace)))
+    iterations = max(20, int(left / seconds))
     console.print(f"{name}: {iterations} iterations")
     options += [f"--model.init_args.iterations={iterations}", f"--trainer.val_check_interval={-(-iterations // 4)}"]
-    cli = instantiate(recipes.find(f"3d/{RECIPES[name]}"), options)
+    cli = instantiate(file, options)
     facts, _ = run_stage(cli, work / name)
     return facts | {"recipe": f"3d/{RECIPES[name]}"}
 

@@ -51,6 +51,11 @@ def views_of(args: argparse.Namespace) -> tuple[Views, Views | None]:
     else:
         mesh = normalised(read_mesh(args.input, args.y_up))
         views, keep = mesh_views(mesh, rig(args.views + args.held_out, size=(args.size, args.size))), args.held_out
+    return split(views, keep)
+
+
+def split(views: Views, keep: int) -> tuple[Views, Views | None]:
+    """(to fit, held out): `keep` views between the others; none where fewer than twice as many are there."""
     n = len(views.cameras)
     if keep == 0 or n < 2 * keep:
         return views, None

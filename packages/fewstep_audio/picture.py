@@ -1,5 +1,6 @@
 """Pictures of sound as PNG files, whole or not at all: a mel spectrogram above its wave; spectrograms one above the other."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +28,18 @@ def write_picture(file: str | Path, wave: Tensor, mel: Mel, title: str = "") -> 
     above.set(ylabel="mel band", title=title)
     below.plot(torch.arange(len(wave)).numpy() / mel.rate, wave.numpy(), linewidth=0.5)
     below.set(xlabel="seconds", ylim=(-1, 1))
-    _save(figure, file)
+    with whole(file) as part:
+        figure.savefig(part, format="png")
 
 
 def write_spectrograms(file: str | Path, sounds: Mapping[str, Audio]) -> None:
-    """One panel per named sound (channels averaged), all in dB of the loudest bin among them."""
+    """`spectrograms`, as a file."""
+    with whole(file) as part:
+        part.write_bytes(spectrograms(sounds))
+
+
+def spectrograms(sounds: Mapping[str, Audio]) -> bytes:
+    """PNG: one panel per named sound (channels averaged), all in dB of the loudest bin among them."""
     powers = {name: _power(sound) for name, sound in sounds.items()}
     top = max(float(p.max()) for p in powers.values()) or 1.0
     figure = _figure(2.6 * len(sounds))
@@ -42,18 +50,15 @@ def write_spectrograms(file: str | Path, sounds: Mapping[str, Audio]) -> None:
         axis.imshow(level.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-RANGE, vmax=0)
         axis.set(title=name, ylabel="kHz")
     axes[-1, 0].set_xlabel("s")
-    _save(figure, file)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
 
 
 def _figure(height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(10, height), layout="constrained")
-
-
-def _save(figure: "Figure", file: str | Path) -> None:
-    with whole(file) as part:
-        figure.savefig(part, format="png")
 
 
 def _power(sound: Audio) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 import fewstep
 from fewstep import recipes
@@ -17,7 +16,7 @@ from fewstep.distill import TrajectoryRegression
 from fewstep.report_folder import report_folder
 from fewstep.train.fit import instantiate
 from fewstep.train.shell import Shell
-from fewstep.train.stage import run_stage
+from fewstep.train.stage import backward, run_stage
 from fewstep_restoration.comparison import Comparison, compare, full_teacher
 from fewstep_restoration.demo_report import Trained, build
 from fewstep_restoration.super_resolver import SuperResolver
@@ -104,17 +103,13 @@ def _pace(recipe: Path, options: Sequence[str]) -> tuple[str, float]:
     paces = {}
     for precision, dtype in (("32-true", None), ("bf16-mixed", torch.bfloat16)):
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            _backward(shell, warm)
+            backward(shell, warm)
             start = time.perf_counter()
             for _ in range(3):
-                _backward(shell, batch)
+                backward(shell, batch)
         paces[precision] = (time.perf_counter() - start) / 3
     best = min(paces, key=lambda k: paces[k])
     return best, 1.1 * paces[best]  # optimiser, averaging and data loading
-
-
-def _backward(shell: Shell, batch: dict[str, Tensor]) -> None:
-    torch.stack(list(shell.loss(batch).values())).sum().backward()
 
 
 # --- report -----------------------------------------------------------------------------------------------------------

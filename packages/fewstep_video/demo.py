@@ -20,8 +20,7 @@ from fewstep.report_folder import report_folder
 from fewstep.solvers import DDIM, Solver
 from fewstep.train.fit import instantiate
 from fewstep.train.history import Curves
-from fewstep.train.shell import Shell
-from fewstep.train.stage import run_stage
+from fewstep.train.stage import pace, run_stage
 from fewstep_video.data.corpora import ClassFiles, ClassFolders, Corpus
 from fewstep_video.files import write_video
 from fewstep_video.metrics import diversity, flow_figures, mfvd, rfvd
@@ -111,33 +110,14 @@ def train(
         "--trainer.log_every_n_steps=10",
     ]
     with console.status(f"{name}: measuring this machine"):
-        pace = pace_of(file, options)
-    iterations = max(20, int(args.minutes * 60 * SHARE[name] / pace))
+        seconds = pace(instantiate(file, [*options, "--model.init_args.iterations=1"]))
+    iterations = max(20, int(args.minutes * 60 * SHARE[name] / seconds))
     options += [f"--model.init_args.iterations={iterations}", f"--trainer.val_check_interval={-(-iterations // 2)}"]
     cli = instantiate(file, options)
     # Score distillation has its best point before its end.
     facts, curves = run_stage(cli, work / name, "last" if name == "teacher" else "best")
     facts |= {"recipe": recipe}
     return Trained(facts, curves, cli.datamodule.val)
-
-
-def pace_of(recipe: Path, options: Sequence[str]) -> float:
-    """Seconds per iteration here."""
-    cli = instantiate(recipe, [*options, "--model.init_args.iterations=1"])
-    shell: Shell = cli.model
-    cli.datamodule.setup("fit")
-    batches = iter(cli.datamodule.train_dataloader())
-    backward(shell, next(batches))
-    start = time.perf_counter()
-    for _ in range(4):
-        backward(shell, next(batches))
-        shell.done += 1  # so that turns are taken as in training
-    return 1.15 * (time.perf_counter() - start) / 4  # optimiser, averaging
-
-
-def backward(shell: Shell, batch: dict[str, Tensor]) -> None:
-    """The gradients of one batch."""
-    torch.stack(list(shell.loss(batch).values())).sum().backward()
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Report: one HTML file that shows a result (figures, tables, charts, pictures) and needs nothing else, neither files nor network.
+"""Report: one HTML file that shows a result (figures, tables, charts, pictures, sounds) and needs nothing else, neither files nor network.
 
     report = Report("Super-resolution in one step", "DIV2K x4")
     report.headline([("28.41 dB", "PSNR, 1 evaluation", "teacher, 15 evaluations: 28.57 dB")])
@@ -158,6 +158,17 @@ class Report:
                 f'<figure style="--w:{width}px">{_img(png, label, width)}<figcaption>{escape(label)}</figcaption></figure>'
             )
         self._add(heading, f'<div class="gallery">{"".join(figures)}</div>{_note(note)}')
+
+    def sounds(self, heading: str, sounds: Sequence[tuple[str, bytes]], note: str = "") -> None:
+        """Labelled players in a row that wraps; each sound is the bytes of a wav file."""
+        players = []
+        for label, data in sounds:
+            if not (data.startswith(b"RIFF") and data[8:12] == b"WAVE"):
+                raise ValueError(f"sound {label!r} must be a wav file, got bytes that start with {data[:8]!r}")
+            name, address = escape(label), f"data:audio/wav;base64,{base64.b64encode(data).decode()}"
+            player = f'<audio controls preload="metadata" src="{address}" aria-label="{name}"></audio>'
+            players.append(f'<figure style="--w:300px">{player}<figcaption>{name}</figcaption></figure>')
+        self._add(heading, f'<div class="gallery">{"".join(players)}</div>{_note(note)}')
 
     def html(self) -> str:
         title, subtitle = (
@@ -355,7 +366,7 @@ PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
@@ -392,6 +403,7 @@ section:not(:has(h2)) { margin-top: 32px }
 footer { margin-top: 72px; padding-top: 16px; border-top: 1px solid var(--line); color: var(--soft); font-size: .85rem }
 figure { margin: 0 }
 img { display: block; width: 100%; height: auto }
+audio { display: block; width: 100% }
 .pixels { image-rendering: pixelated }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 3px }
 

@@ -148,6 +148,20 @@ def test_png_files_are_kept_as_they_are():
     assert Page(report.html()).pictures() == {"file": data}
 
 
+def test_sounds_are_in_the_page_byte_for_byte():
+    data = b"RIFF\x08\x00\x00\x00WAVEdata"
+    report = Report("t")
+    report.sounds("speech", [(EVIL, data), ("clean", data)])
+    page = Page(report.html())
+    players = page.all("audio")
+    assert [a["aria-label"] for a in players] == page.text("figcaption") == [EVIL, "clean"]
+    assert {base64.b64decode(a["src"].removeprefix("data:audio/wav;base64,"), validate=True) for a in players} == {data}
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "media-src data:" in policy
+    with pytest.raises(ValueError, match="must be a wav file"):
+        report.sounds("", [("x", b"ID3")])
+
+
 def test_enlarged_pictures_keep_hard_pixels():
     report = Report("t")
     report.gallery("", [("small", picture(4, 5))], zoom=3)

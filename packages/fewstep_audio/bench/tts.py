@@ -58,9 +58,7 @@ def real(part: Sequence[Utterance], model: TextToSpeech) -> Mels:
 
 
 @torch.no_grad()
-def said(
-    model: TextToSpeech, voices: Sequence[int], count: int, seed: int, steps: int
-) -> tuple[Mels, float, int]:
+def said(model: TextToSpeech, voices: Sequence[int], count: int, seed: int, steps: int) -> tuple[Mels, float, int]:
     """`count` digits, all digits and voices equally often; with the CPU seconds and network evaluations of one item."""
     calls = []
     hook = model.denoiser.net.register_forward_hook(lambda *_: calls.append(1))

@@ -12,8 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-import fewstep
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.denoiser import Cond
 from fewstep_3d.export import check_output, facts, finished, report
@@ -55,13 +54,7 @@ def loaded(source: str) -> TriplaneGenerator:
     Raises:
         ArtifactError: none there, or of another kind.
     """
-    try:
-        model = fewstep.load(source)
-    except ArtifactError as err:
-        raise ArtifactError(f"no model: {err}; `fewstep demo 3d` trains one") from err
-    if not isinstance(model, TriplaneGenerator):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; meshes are made by a TriplaneGenerator")
-    return model.eval()
+    return load_as(source, TriplaneGenerator, "; `fewstep demo 3d` trains one")
 
 
 def condition(model: TriplaneGenerator, what: str) -> Cond:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.generator import Prepared, pretrained
+from fewstep.generator import Prepared
 from fewstep.grids import Grid
 from fewstep.solvers.base import Solver
 from fewstep_3d.cameras import Cameras
@@ -97,7 +97,4 @@ def pretrained_views(source: str) -> MultiViewGenerator:
     Raises:
         ArtifactError: none there, or of another kind.
     """
-    model = pretrained(source)
-    if not isinstance(model, MultiViewGenerator):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; a MultiViewGenerator is needed")
-    return model
+    return load_as(source, MultiViewGenerator)

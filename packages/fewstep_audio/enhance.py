@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fewstep
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import ArtifactError, load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_audio.chunks import Chunks
@@ -165,10 +164,7 @@ def _model(source: str | None, mode: str) -> Enhancer:
                 f"no model comes with --mode {mode}: train the recipe audio/{MODES[mode]} and name its artifact by --model"
             )
         source = str(folder)
-    model = fewstep.load(source)
-    if not isinstance(model, Enhancer):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; enhance needs an Enhancer")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_as(source, Enhancer).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _jobs(source: Path, target: Path, recursive: bool) -> list[tuple[Path, Path]]:

@@ -11,13 +11,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-import fewstep
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_audio.griffin_lim import GriffinLim
@@ -27,6 +26,7 @@ from fewstep_audio.picture import write_picture
 from fewstep_audio.streams import AudioWriter
 from fewstep_audio.text import TextError, pieces
 from fewstep_audio.tts.text_to_speech import TextToSpeech
+from fewstep_audio.vocoder.vocoder import Vocoder as NetworkVocoder
 
 BATCH, AHEAD = 8, 64
 PAUSE = 0.3  # seconds between pieces
@@ -34,7 +34,6 @@ FALL = 3  # frames from speech to the pause
 PICTURE = 10.0
 
 
-@runtime_checkable
 class Vocoder(Protocol):
     """mel (B, bands, T) -> wave (B, N)."""
 
@@ -120,10 +119,12 @@ def main(args: argparse.Namespace) -> int:
     text = _text(args)
     if not text.strip():
         raise TextError("the text is empty: there is nothing to say")
-    model = _model(args.model)
+    model = load_as(args.model, TextToSpeech)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     vocoder = (
-        GriffinLim(model.mel) if args.vocoder is None else _vocoder(args.vocoder).to(next(model.parameters()).device)
+        GriffinLim(model.mel)
+        if args.vocoder is None
+        else load_as(args.vocoder, NetworkVocoder).to(next(model.parameters()).device)
     )
     start, parts = time.perf_counter(), split(model, text)
     rate, peak, shown = model.mel.rate, 0.0, torch.zeros(0)
@@ -182,23 +183,3 @@ def _text(args: argparse.Namespace) -> str:
         return Path(args.text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         raise TextError(f"{args.text} is not a text file in UTF-8: {' '.join(str(err).split())}") from err
-
-
-def _vocoder(source: str) -> Any:
-    try:
-        found = fewstep.load(source)
-    except ArtifactError as err:
-        raise ArtifactError(f"no vocoder: {err}") from err
-    if not isinstance(found, Vocoder):
-        raise ArtifactError(f"{source} holds a {type(found).__name__}, which does not make waves of mels")
-    return found
-
-
-def _model(source: str) -> TextToSpeech:
-    try:
-        model = fewstep.load(source)
-    except ArtifactError as err:
-        raise ArtifactError(f"no model: {err}") from err
-    if not isinstance(model, TextToSpeech):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; speak needs a TextToSpeech")
-    return model

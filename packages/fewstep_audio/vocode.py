@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-import fewstep
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_audio.chunks import Chunks
@@ -121,7 +120,8 @@ def main(args: argparse.Namespace) -> int:
     """The verb: 0 all done, 1 some files failed (each named on stderr)."""
     jobs = _jobs(Path(args.input), Path(args.output))
     _check(args)
-    model = _model(args.model)
+    hint = "; no model comes with the package yet, `fewstep fit` trains one" if args.model == DEFAULT_MODEL else ""
+    model = load_as(args.model, Vocoder, hint)
     if args.preset:
         PRESETS[args.preset].check(model.mel, args.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -215,14 +215,3 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--seed is 0 or more, not {args.seed}")
     if args.preset and args.preset not in PRESETS:
         raise UsageError(f"--preset is one of {', '.join(PRESETS)}, not {args.preset}")
-
-
-def _model(source: str) -> Vocoder:
-    try:
-        model = fewstep.load(source)
-    except ArtifactError as error:
-        hint = "; no model comes with the package yet, `fewstep fit` trains one" if source == DEFAULT_MODEL else ""
-        raise ArtifactError(f"no model: {error}{hint}") from error
-    if not isinstance(model, Vocoder):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; vocode needs a Vocoder")
-    return model

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-import fewstep
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_restoration.images import ImageError, Photo, list_photos, read_photo, write_photo
@@ -40,13 +39,8 @@ def main(args: argparse.Namespace) -> int:
     same = next((file for file, to in jobs if file.resolve() == to.resolve()), None)
     if same is not None:
         raise UsageError(f"{same} would be written over: give another OUT")
-    try:
-        model = fewstep.load(args.model)
-    except ArtifactError as err:
-        hint = "; `fewstep demo` makes one there" if args.model == "fewstep-demo/student" else ""
-        raise ArtifactError(f"no model: {err}{hint}") from err
-    if not isinstance(model, SuperResolver):
-        raise ArtifactError(f"{args.model} holds a {type(model).__name__}; upscale needs a SuperResolver")
+    hint = "; `fewstep demo` makes one there" if args.model == "fewstep-demo/student" else ""
+    model = load_as(args.model, SuperResolver, hint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     done, failed = [], []
     with bar() as progress:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fewstep
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_video.files import WRITE_SUFFIXES, write_video
@@ -84,14 +83,8 @@ def check(args: argparse.Namespace, out: Path) -> None:
 
 def loaded(source: str) -> VideoGenerator:
     """The model of an artifact folder or hub id."""
-    try:
-        model = fewstep.load(source)
-    except ArtifactError as error:
-        hint = "; no model comes with the package yet, `fewstep fit` trains one" if source == DEFAULT_MODEL else ""
-        raise ArtifactError(f"no model: {error}{hint}") from error
-    if not isinstance(model, VideoGenerator):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; video needs a VideoGenerator")
-    return model
+    hint = "; no model comes with the package yet, `fewstep fit` trains one" if source == DEFAULT_MODEL else ""
+    return load_as(source, VideoGenerator, hint)
 
 
 def asked(model: VideoGenerator, args: argparse.Namespace) -> list[Tensor]:

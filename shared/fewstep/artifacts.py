@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
+T = TypeVar("T")
 TRUSTED = ("fewstep", "fewstep_audio", "fewstep_video", "fewstep_3d", "fewstep_restoration")
 
 
@@ -181,6 +182,24 @@ def load(source: str | os.PathLike[str], trust: tuple[str, ...] = (), revision: 
         raise ArtifactError(f"{folder / CONFIG}: describes a {type(model).__name__}, not a torch module")
     _load_tensors(model, folder / WEIGHTS, "stored" not in config)
     return model.eval()
+
+
+def load_as(source: str | os.PathLike[str], kind: type[T], hint: str = "") -> T:
+    """`load`, for one kind of model.
+
+    Args:
+        kind: class or protocol.
+        hint: ends the line where there is no model.
+    Raises:
+        ArtifactError: see `load`; also where the artifact holds something else.
+    """
+    try:
+        model = load(source)
+    except ArtifactError as err:
+        raise ArtifactError(f"no model: {err}{hint}") from err
+    if not isinstance(model, kind):
+        raise ArtifactError(f"{source} holds a {type(model).__name__}; needed: {kind.__name__}")
+    return model
 
 
 def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:

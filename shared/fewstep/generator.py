@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.artifacts import ArtifactError, load
+from fewstep.artifacts import load_as
 from fewstep.denoiser import Cond, Denoise, Denoiser
 from fewstep.grids import Grid
 from fewstep.guidance.cfg import Guided
@@ -136,9 +136,6 @@ def pretrained(source: str) -> Generator:
     """The generator of an artifact folder or hub id: what recipes name as their teacher.
 
     Raises:
-        ArtifactError: see `artifacts.load`; also where the artifact holds something else than a generator.
+        ArtifactError: see `artifacts.load_as`.
     """
-    model = load(source)
-    if not isinstance(model, Generator):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; a generator is needed")
-    return model
+    return load_as(source, Generator)

@@ -232,7 +232,7 @@ def test_what_failed_alone_makes_no_folder(saved, cwd):
         (["a.wav", "b.wav", "--chunk", "0"], "--chunk must be at least 0.1 seconds, not 0.0"),
         (["empty", "out"], "no audio in it"),
         (["a.wav", "b.wav", "--model", "./nosuch"], "nosuch is neither a folder"),
-        (["a.wav", "b.wav", "--model", "flow"], "flow holds a Generator; enhance needs an Enhancer"),
+        (["a.wav", "b.wav", "--model", "flow"], "flow holds a Generator; needed: Enhancer"),
     ],
 )
 def test_misuse_is_refused(saved, cwd, args, match):

@@ -46,7 +46,7 @@ def test_the_shipped_model_is_heard_right():
     for speaker in range(len(model.speakers)):
         said = model([model.symbols.ids(w) for w in WORDS], [item_generator(7, i) for i in range(10)], speaker)
         right += int((recognise(said.mel, said.frames) == torch.arange(10)).sum())
-    assert right >= 57  # of 60; over 600 it is heard right 599 times
+    assert right >= 48  # of 50; over 600 it is heard right 599 times
 
 
 def test_a_piece_sounds_the_same_alone_in_batches_and_in_a_stream(monkeypatch):
@@ -147,7 +147,7 @@ def test_text_comes_from_files_and_stdin_too(model, tmp_path, monkeypatch):
         (["bad", "o.wav", "--seed", "-1"], UsageError, "--seed is 0 or more"),
         (["--file", "none.txt", "o.wav"], TextError, "none.txt is not a text file"),
         (["bad", "o.wav", "--model", "nowhere"], ValueError, "no model: nowhere"),
-        (["bad", "o.wav", "--vocoder", "nowhere"], ValueError, "no vocoder: nowhere"),
+        (["bad", "o.wav", "--vocoder", "nowhere"], ValueError, "no model: nowhere"),
     ],
 )
 def test_bad_input_gives_one_line_and_no_file(model, tmp_path, monkeypatch, given, error, line):
@@ -165,7 +165,7 @@ def test_a_vocoder_of_another_mel_is_refused():
 
 
 def test_what_makes_no_waves_is_no_vocoder(model, tmp_path):
-    with pytest.raises(ValueError, match="holds a TextToSpeech, which does not make waves of mels"):
+    with pytest.raises(ValueError, match="holds a TextToSpeech; needed: Vocoder"):
         SPEAK.run(arguments("bad", tmp_path / "o.wav", "--model", model, "--vocoder", model))
 
 

@@ -209,7 +209,7 @@ def test_misuse_is_one_line_and_leaves_nothing(tmp_path, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="no sound and no mels"):
         run(tmp_path / "empty", tmp_path / "out", "--model", model)
-    with pytest.raises(ArtifactError, match="needs a Vocoder"):
+    with pytest.raises(ArtifactError, match="needed: Vocoder"):
         run(tmp_path / "a.wav", tmp_path / "b.wav", "--model", fewstep.save(torch_module(), tmp_path / "mlp"))
     assert run(tmp_path / "a.wav", tmp_path / "b.xyz", "--model", model) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "empty", "mlp"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from worlds import PATHS, PREDICTIONS, SOLVERS, normal
 
-from fewstep.artifacts import CONFIG, WEIGHTS, ArtifactError, build, describe, load, read_config, save
+from fewstep.artifacts import CONFIG, WEIGHTS, ArtifactError, build, describe, load, load_as, read_config, save
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator, pretrained
 from fewstep.grids import Explicit, Grid, Karras, LogSNR, Power, Shifted, Spaced, Uniform
@@ -52,6 +52,14 @@ def refused(source, *needles, **kw):
     assert "\n" not in message
     for needle in needles:
         assert str(needle) in message, f"{needle!r} is not in: {message}"
+
+
+def test_one_kind_of_model_is_asked_for(folder, tmp_path):
+    assert isinstance(load_as(folder, Generator), Generator)
+    with pytest.raises(ArtifactError, match="^[^\n]*holds a Generator; needed: MLP$"):
+        load_as(folder, MLP)
+    with pytest.raises(ArtifactError, match="^no model: [^\n]*; `make` makes one$"):
+        load_as(tmp_path / "nowhere", Generator, "; `make` makes one")
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------

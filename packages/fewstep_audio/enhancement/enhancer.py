@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fewstep.artifacts import ArtifactError
+from fewstep.artifacts import load_as
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.generator import Generator, Prepared, pretrained
+from fewstep.generator import Generator, Prepared
 from fewstep.grids import Grid
 from fewstep.sampling import Callback
 from fewstep.solvers import Solver
@@ -154,7 +154,4 @@ def pretrained_enhancer(source: str) -> Enhancer:
     Raises:
         ArtifactError: see `fewstep.generator.pretrained`; also where the artifact holds another kind of generator.
     """
-    model = pretrained(source)
-    if not isinstance(model, Enhancer):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; an Enhancer is needed")
-    return model
+    return load_as(source, Enhancer)

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-import fewstep
-from fewstep.artifacts import ArtifactError, save
+from fewstep.artifacts import save
 from fewstep.command import UsageError
-from fewstep.generator import Generator
+from fewstep.generator import Generator, pretrained
 from fewstep.grids import Explicit
 from fewstep.prediction import Prediction
 from fewstep.search.boss import search_boss
@@ -115,10 +114,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _generator(source: str) -> Generator:
-    model = fewstep.load(source)
-    if not isinstance(model, Generator):
-        raise ArtifactError(f"{source} holds a {type(model).__name__}; a search needs a generator")
-    return model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return pretrained(source).requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check(args: argparse.Namespace) -> None:

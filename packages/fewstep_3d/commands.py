@@ -32,14 +32,18 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="an artifact of one object, or a mesh (glb, obj, ply, stl)")
-    parser.add_argument("output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl")
+    parser.add_argument(
+        "output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl, or .html: a page that shows it"
+    )
     _y_up(parser)
     _output(parser)
 
 
 def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="a mesh (glb, obj, ply, stl), or a folder with transforms.json")
-    parser.add_argument("output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl")
+    parser.add_argument(
+        "output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl, or .html: a page that shows it"
+    )
     parser.add_argument(
         "--artifact", metavar="DIR", help="also keep the fitted object, for `mesh export` and `turntable`"
     )
@@ -78,7 +82,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", metavar="WHAT", help="a class, a text or a picture (RGBA normal map), as the model takes"
     )
-    parser.add_argument("output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl")
+    parser.add_argument(
+        "output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl, or .html: a page that shows it"
+    )
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="DIR", help="artifact folder or hub id (default: the demo's student)"
     )

@@ -1,18 +1,23 @@
 """Read and write meshes: glb, obj, ply, stl, through trimesh. glb is y-up by its standard; the others keep z up.
 
+html is written alone: one page with the glb and a viewer that turns it, which needs no network (trimesh's own, three.js).
+
 (x, y, z) of this package -> (x, z, -y) in a glb
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import trimesh
 from trimesh.exchange.gltf import export_glb
 from trimesh.exchange.obj import export_obj
+from trimesh.viewer.notebook import scene_to_html
 
 from fewstep.whole_file import whole
 
 FORMATS = (".glb", ".obj", ".ply", ".stl")
+WRITTEN = (*FORMATS, ".html")
 TO_Y_UP = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
 MOST_FACES = 2_000_000
 
@@ -21,15 +26,15 @@ class MeshError(ValueError):
     """A mesh that cannot be read, used or written; one line: the file, what is wrong, what is allowed."""
 
 
-def check_format(file: str | Path) -> Path:
+def check_format(file: str | Path, formats: Sequence[str] = WRITTEN) -> Path:
     """The file as a path.
 
     Raises:
-        MeshError: an extension that is not written here.
+        MeshError: an extension that is not among the formats, those that are written here unless others are given.
     """
     file = Path(file)
-    if file.suffix.lower() not in FORMATS:
-        raise MeshError(f"{file}: meshes are {' '.join(FORMATS)}, not {file.suffix or 'a file without an extension'}")
+    if file.suffix.lower() not in formats:
+        raise MeshError(f"{file}: meshes are {' '.join(formats)}, not {file.suffix or 'a file without an extension'}")
     return file
 
 
@@ -42,7 +47,7 @@ def write_mesh(file: str | Path, mesh: trimesh.Trimesh) -> None:
     file = check_format(file)
     check(mesh, str(file))
     mesh = mesh.copy()
-    if file.suffix.lower() == ".glb":
+    if file.suffix.lower() in (".glb", ".html"):
         mesh.apply_transform(TO_Y_UP)
     _ = mesh.vertex_normals  # so that they are written
     kind = file.suffix.lower()[1:]
@@ -50,7 +55,11 @@ def write_mesh(file: str | Path, mesh: trimesh.Trimesh) -> None:
     if kind == "obj":
         _write_obj(file, mesh)
         return
-    data = export_glb(trimesh.Scene(mesh), include_normals=True) if kind == "glb" else mesh.export(file_type=kind)
+    if kind in ("glb", "html"):
+        scene = trimesh.Scene(mesh)
+        data = export_glb(scene, include_normals=True) if kind == "glb" else scene_to_html(scene)
+    else:
+        data = mesh.export(file_type=kind)
     with whole(file) as part:
         part.write_bytes(data if isinstance(data, bytes) else str(data).encode())
 
@@ -77,7 +86,7 @@ def read_mesh(file: str | Path, y_up: bool = False) -> trimesh.Trimesh:
     Raises:
         MeshError: missing, unreadable, empty, not finite, too many faces.
     """
-    file = check_format(file)
+    file = check_format(file, FORMATS)
     if not file.is_file():
         raise MeshError(f"{file}: no such file")
     try:

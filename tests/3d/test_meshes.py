@@ -1,6 +1,9 @@
 """Surfaces of analytic shapes, files there and back, textures, carving, metrics."""
 
+import base64
+import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -101,6 +104,21 @@ def test_files_there_and_back(tmp_path, kind):
         a, b = (m.visual.vertex_colors[o].astype(int) for m, o in zip((back, mesh), order, strict=True))
         assert np.abs(a - b).max() <= 1
     assert [p.name for p in tmp_path.iterdir()] == [f"a.{kind}"]
+
+
+def test_a_page_holds_the_mesh_and_its_viewer(tmp_path):
+    """The glb inside is the file that would be written beside it; the page loads nothing; it is not read back."""
+    mesh = trimesh.creation.box((0.2, 0.4, 1.0))
+    write_mesh(tmp_path / "a.html", mesh)
+    page = (tmp_path / "a.html").read_text()
+    inside = base64.b64decode(max(re.findall(r"[A-Za-z0-9+/=]{100,}", page), key=lambda s: s.startswith("Z2xURg")))
+    shown = trimesh.load(io.BytesIO(inside), file_type="glb", force="mesh")
+    write_mesh(tmp_path / "a.glb", mesh)
+    assert np.allclose(shown.bounds, trimesh.load(tmp_path / "a.glb", force="mesh").bounds)
+    assert len(shown.faces) == 12
+    assert not re.findall(r"""(src|href)=["']?https?:""", page)
+    with pytest.raises(MeshError, match="not .html"):
+        read_mesh(tmp_path / "a.html")
 
 
 def test_glb_is_y_up(tmp_path):

@@ -277,7 +277,9 @@ def test_end_points_may_be_those_of_another_network():
 def test_the_verb_writes_a_table_that_samples(method, tmp_path, capsys, monkeypatch):
     denoiser = Denoiser(Velocity(), RectifiedFlow(), U())
     model = Generator(denoiser, DDIM(), Uniform(), 8)
-    monkeypatch.setattr("fewstep.artifacts.load", lambda source: model)  # saving would need Velocity in a trusted package
+    monkeypatch.setattr(
+        "fewstep.artifacts.load", lambda source: model
+    )  # saving would need Velocity in a trusted package
     out = tmp_path / "table.json"
     argv = ["search-schedule", "model", "--nfe", "4", "--method", method, "--shape", "2", "--starts", "32"]
     with pytest.raises(SystemExit) as end:

@@ -50,7 +50,7 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, default=36, help="pictures of a mesh to fit to (default 36)")
     parser.add_argument("--size", type=int, default=64, help="pixels per side of a mesh's pictures (default 64)")
     parser.add_argument("--held-out", type=int, default=6, metavar="N", help="further views to judge by (default 6)")
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=500, help="gradient steps (default 500: about two minutes)")
     parser.add_argument(
         "--background", choices=["black", "white"], help="behind the object, for pictures without an alpha channel"
     )

@@ -38,7 +38,7 @@ class Fit:
         ValueError: counts below 1.
     """
 
-    iterations: int = 300
+    iterations: int = 500
     rays: int = 4096
     sides: tuple[int, ...] = (32, 48, 64)
     k: tuple[float, float] = (20.0, 128.0)

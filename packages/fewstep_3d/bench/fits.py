@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("meshes", type=Path, nargs="+", metavar="MESH")
     parser.add_argument("--y-up", action="store_true", help="the meshes stand along y")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -143,7 +143,7 @@ def recipe_shell(recipe: str, teacher: str, classes: int, looks: int) -> "Render
         file = Path(recipe) if recipe.endswith(".yaml") else find(recipe)
         shell = instantiate(file, [*options, f"--seed_everything={torch.initial_seed() % 2**32}"]).model
     except (RecipeError, UsageError, ArtifactError) as err:
-        raise SystemExit(f"fewstep-distill: {err}") from err
+        raise SystemExit(f"fewstep-distill: {recipe}: {err}") from err
     if not isinstance(shell, Rendering):
         raise SystemExit(f"fewstep-distill: {recipe} is about {type(shell).__name__}, not a method of fewstep_3d.prd")
     student = cast(TriplaneGenerator, shell.student)

@@ -58,6 +58,7 @@ class SceneModel(Model):
     """See the module."""
 
     config: SceneModelConfig
+    middle: Tensor
 
     def populate_modules(self) -> None:
         """The scene and its fit."""
@@ -70,7 +71,7 @@ class SceneModel(Model):
         known = (self.kwargs.get("metadata") or {}).get("background")
         self.behind = float(c.background == "white") if known is None else float(known)
         self.register_buffer("middle", (low + high) / 2, persistent=False)
-        self.half = float((high - low).max()) / 2
+        self.extent = float((high - low).max()) / 2
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """ "planes" and "decoder", each with an optimizer."""
@@ -93,7 +94,7 @@ class SceneModel(Model):
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """rgb (N, 3), accumulation (N, 1), depth (N, 1) in the data's units, in evaluation also normals (N, 3) in [0, 1]; and the grid."""
-        origins = (ray_bundle.origins - self.middle) / self.half
+        origins = (ray_bundle.origins - self.middle) / self.extent
         rays = Rays(origins[None], ray_bundle.directions[None])
         share = self.share if self.training else 1.0
         grid = self.scene.grid(self.fit.side(share))
@@ -102,7 +103,7 @@ class SceneModel(Model):
         found = {
             "rgb": out.features[0],
             "accumulation": out.opacity[0, :, None],
-            "depth": out.depth[0, :, None] * self.half,
+            "depth": out.depth[0, :, None] * self.extent,
             "grid": grid,
         }
         if out.normals is not None:

@@ -35,7 +35,7 @@ class Fit:
         k: sharpness of the surface at the start and at the end, geometric between.
         samples: per ray.
         lr: of Adam for the planes, and a fifth of it for the decoder; both fall to a tenth along a cosine.
-        normals, eikonal: factors of their terms.
+        mask, normals, eikonal: factors of their terms.
     Raises:
         ValueError: counts below 1.
     """
@@ -46,6 +46,7 @@ class Fit:
     k: tuple[float, float] = (20.0, 128.0)
     samples: int = 64
     lr: float = 0.02
+    mask: float = 1.0
     normals: float = 1.0
     eikonal: float = 0.05
 
@@ -86,7 +87,7 @@ class Fit:
         """What the loss is the sum of: rendered pixels against those that were seen, and the field itself."""
         found = {"colours": l1(out.features, seen.colours), "eikonal": self.eikonal * eikonal(grid)}
         if seen.mask is not None:
-            found["mask"] = l1(out.opacity, seen.mask)
+            found["mask"] = self.mask * l1(out.opacity, seen.mask)
         if seen.normals is not None and out.normals is not None:
             found["normals"] = self.normals * l1(out.normals, seen.normals)
         return found

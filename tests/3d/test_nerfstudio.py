@@ -17,6 +17,7 @@ from fewstep.grids import Uniform
 from fewstep.paths import RectifiedFlow
 from fewstep.prediction import U
 from fewstep.solvers import DDIM
+from fewstep_3d.bench import renderer as bench
 from fewstep_3d.cameras import rig
 from fewstep_3d.conditions import ConditionedUNet
 from fewstep_3d.mesh_views import mesh_views
@@ -159,6 +160,25 @@ def test_nerfstudios_own_parser_of_blender_sets_works(blender, tmp_path):
     # Its scene box is [-1.5, 1.5]^3, which is the cube of the field.
     sdf = fewstep.load(run / "fewstep").field()(torch.tensor([[[0.0, 0.0, z] for z in (0.0, 0.7)]])).sdf[0]
     assert sdf[0] < 0 < sdf[1]
+
+
+def test_the_bench_has_a_row_of_nerfstudios_components(tmp_path):
+    given = ["--size", "8", "--samples", "6", "--sides", "12", "--rounds", "1", "--views", "2"]
+    assert bench.main([*given, "--out", str(tmp_path / "t.json")]) == 0
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert rows["nerfstudio"]["speedup_over_nerfstudio"] == 1
+    own = rows["nerfstudio"]["forward_backward_s"] / rows["grid 12"]["forward_backward_s"]
+    assert rows["grid 12"]["speedup_over_nerfstudio"] == pytest.approx(own)
+
+
+def test_nerfstudios_components_are_trained_through():
+    from fewstep_3d.nerfstudio.components import Components
+
+    peer = Components(16, 2, 8, 12, 4)
+    picture = peer.picture(rig(2, size=(6, 6)))
+    assert picture.shape == (1, 2, 6, 6, 3)
+    picture.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in peer.parameters())
 
 
 # --- data parser ------------------------------------------------------------------------------------------------------

@@ -267,6 +267,6 @@ def test_the_bench_of_renderers_fills_its_table(tmp_path):
     given = ["--size", "8", "--samples", "6", "--sides", "12", "--rounds", "1", "--views", "2"]
     assert bench.main([*given, "--out", str(tmp_path / "t.json")]) == 0
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
-    assert set(rows) == {"direct", "grid 12"}
+    assert set(rows) - {"nerfstudio"} == {"direct", "grid 12"}
     assert rows["grid 12"]["agreement_db"] > 20
     assert rows["direct"]["speedup_forward_backward"] == 1

@@ -48,6 +48,8 @@ class SceneModelConfig(ModelConfig):
     """Sharpness of the surface at the start and at the end."""
     samples: int = 64
     """Per ray."""
+    mask: float = 0.1
+    """Factor of mean |opacity - alpha|, for pictures with alpha."""
     eikonal: float = 0.05
     """Factor of mean (|grad f| - 1)^2."""
     background: Literal["black", "white"] = "white"
@@ -65,7 +67,7 @@ class SceneModel(Model):
         super().populate_modules()
         c = self.config
         self.scene = Scene(TriplaneDecoder(c.channels, c.width, c.layers), c.resolution)
-        self.fit = Fit(sides=c.sides, k=c.k, samples=c.samples, eikonal=c.eikonal)
+        self.fit = Fit(sides=c.sides, k=c.k, samples=c.samples, mask=c.mask, eikonal=c.eikonal)
         self.share = 0.0
         low, high = self.scene_box.aabb
         known = (self.kwargs.get("metadata") or {}).get("background")

@@ -42,6 +42,7 @@ def ns_train(folder, *args):
     from nerfstudio.scripts.train import entrypoint
     from nerfstudio.utils import writer
 
+    folder.mkdir(exist_ok=True)
     method, *options = map(str, args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ns-train", method, "--output-dir", str(folder / "outputs"), *options])
@@ -271,6 +272,19 @@ def test_distillation_leaves_a_generator(teacher, tmp_path, capsys):
     assert "fewstep mesh CLASS" in refused(
         capsys, "mesh", "export", "--ns-config", run / "config.yml", tmp_path / "o.ply"
     )
+
+
+def test_a_resumed_distillation_goes_on_with_its_average(teacher, tmp_path):
+    args = ("fewstep-distill", "--data", teacher, "--pipeline.datamanager.objects", 2, "--max-num-iterations")
+    first = ns_train(tmp_path / "a", *args, 3)
+    again = ns_train(tmp_path / "b", *args, 1, "--load-dir", first / "nerfstudio_models", "--pipeline.model.ema", 0.0)
+    (file,) = (again / "nerfstudio_models").iterdir()
+    kept = torch.load(file, weights_only=True)["pipeline"]
+    assert kept["_model.shell.iteration"] == 4
+    old, new = (fewstep.load(run / "fewstep").state_dict() for run in (first, again))
+    # Without memory the average is the student, one small step away from where it was.
+    assert all(torch.equal(v, kept[f"_model.shell.student.{k}"]) for k, v in new.items())
+    assert max(float((v - new[k]).abs().max()) for k, v in old.items()) < 0.02
 
 
 @pytest.mark.parametrize(

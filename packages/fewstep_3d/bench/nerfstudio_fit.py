@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import trimesh
+from trimesh.visual import ColorVisuals
 
 from fewstep.bench.timing import machine, write
 from fewstep.cli import main as fewstep_main
@@ -34,7 +35,7 @@ def coloured(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
     """With vertex colours (1 + position) / 2."""
     out = mesh.copy()
     colours = (255 * (0.5 + 0.5 * out.vertices)).clip(0, 255).astype(np.uint8)
-    out.visual = trimesh.visual.ColorVisuals(out, vertex_colors=colours)
+    out.visual = ColorVisuals(out, vertex_colors=colours)
     return out
 
 

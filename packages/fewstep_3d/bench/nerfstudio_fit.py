@@ -7,6 +7,7 @@ included. PSNR is of the held-out pictures, before white.
 
 import argparse
 import contextlib
+import io
 import json
 import resource
 import statistics
@@ -65,12 +66,10 @@ def trained(data: Path, seed: int, parser: str, log: Path) -> tuple[Path, float]
 
 def verb(*args: object) -> dict[str, Any]:
     """The JSON that a verb of fewstep prints."""
-    out = Path(tempfile.mkstemp(suffix=".json")[1])
-    with out.open("w") as file, contextlib.redirect_stdout(file), contextlib.suppress(SystemExit):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         fewstep_main([*map(str, args), "--json"])
-    found = json.loads(out.read_text())
-    out.unlink()
-    return found
+    return json.loads(out.getvalue())
 
 
 def row(mesh: trimesh.Trimesh, seed: int, parser: str, args: argparse.Namespace) -> dict[str, Any]:

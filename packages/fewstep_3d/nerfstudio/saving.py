@@ -6,6 +6,7 @@ from typing import cast
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.utils.comms import is_main_process
+from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import nn
 
@@ -31,7 +32,7 @@ def saving(attributes: TrainingCallbackAttributes, model: Callable[[], nn.Module
             fewstep.save(model(), trainer.base_dir / ARTIFACT, provenance)
 
     def at_checkpoint(step: int) -> None:
-        if step:
+        if step_check(step, config.steps_per_save):
             save(step)
 
     def at_end(step: int) -> None:
@@ -44,10 +45,6 @@ def saving(attributes: TrainingCallbackAttributes, model: Callable[[], nn.Module
         CONSOLE.print(f"{told}artifact: {trainer.base_dir / ARTIFACT}")
 
     return [
-        TrainingCallback(
-            [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-            at_checkpoint,
-            update_every_num_iters=config.steps_per_save,
-        ),
+        TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], at_checkpoint),
         TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], at_end),
     ]

@@ -31,10 +31,13 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN", help="an artifact of one object, or a mesh (glb, obj, ply, stl)")
+    parser.add_argument(
+        "input", nargs="?", metavar="IN", help="an artifact of one object, or a mesh (glb, obj, ply, stl)"
+    )
     parser.add_argument(
         "output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl, or .html: a page that shows it"
     )
+    parser.add_argument("--ns-config", metavar="FILE", help="in place of IN: config.yml of a run of ns-train")
     _y_up(parser)
     _output(parser)
 
@@ -108,7 +111,7 @@ def _mesh(args: argparse.Namespace) -> int:
     parser = Parser(prog=f"fewstep mesh {args.what}", description=part.help)
     part.arguments(parser)
     given = args.rest if args.what in PARTS else [args.what, *args.rest]
-    return import_module(part.module).main(parser.parse_args(given))
+    return import_module(part.module).main(parser.parse_intermixed_args(given))
 
 
 MESH = Command("meshes of classes, texts and pictures; fit, export and compare meshes", _mesh_arguments, _mesh)

@@ -1,4 +1,4 @@
-"""`fewstep mesh export IN OUT`: an object's artifact, or a mesh file, as glb, obj, ply or stl."""
+"""`fewstep mesh export IN OUT`: an object's artifact, that of a run of nerfstudio, or a mesh file, as glb, obj, ply or stl."""
 
 import argparse
 import json
@@ -16,19 +16,33 @@ from fewstep_3d.fields import Field
 from fewstep_3d.mesh_files import check_format, read_mesh, write_mesh
 from fewstep_3d.mesh_views import surface_colours
 from fewstep_3d.meshes import decimated, largest
+from fewstep_3d.nerfstudio.run_folder import run_artifact
 from fewstep_3d.scene import Scene
 from fewstep_3d.texture import Colours, textured
+from fewstep_3d.triplane_generator import TriplaneGenerator
 
 
 def main(args: argparse.Namespace) -> int:
     """The verb."""
     out, start = check_output(args), time.perf_counter()
+    args.input = source(args)
     scene = load_scene(args.input) if Path(args.input).is_dir() else None
     mesh = read_mesh(args.input, args.y_up) if scene is None else scene.mesh(args.resolution)
     mesh = finished(mesh, args, scene and scene.field())
     write_mesh(out, mesh)
     report(args, {"input": args.input, "output": str(out), "seconds": time.perf_counter() - start} | facts(mesh))
     return 0
+
+
+def source(args: argparse.Namespace) -> str:
+    """IN, or the artifact of the run that --ns-config names.
+
+    Raises:
+        UsageError: both or none of them, a run without an artifact.
+    """
+    if (args.input is None) == (args.ns_config is None):
+        raise UsageError("either IN or --ns-config is needed, and not both")
+    return args.input or str(run_artifact(args.ns_config))
 
 
 def check_output(args: argparse.Namespace) -> Path:
@@ -49,7 +63,8 @@ def load_scene(source: str) -> Scene:
     """
     scene = fewstep.load(source)
     if not isinstance(scene, Scene):
-        raise ArtifactError(f"{source} holds a {type(scene).__name__}; an object (`mesh fit`) is needed")
+        hint = f"; try `fewstep mesh CLASS OUT --model {source}`" if isinstance(scene, TriplaneGenerator) else ""
+        raise ArtifactError(f"{source} holds a {type(scene).__name__}; an object (`mesh fit`) is needed{hint}")
     return scene
 
 

@@ -13,7 +13,7 @@ from fewstep_3d.cameras import rig
 from fewstep_3d.export import check_output, facts, finished, report
 from fewstep_3d.fitting import Fit, held_out_psnr
 from fewstep_3d.mesh_files import normalised, read_mesh, write_mesh
-from fewstep_3d.mesh_views import Views, mesh_views
+from fewstep_3d.mesh_views import Views, held_out, mesh_views
 from fewstep_3d.scene import Scene
 from fewstep_3d.transforms import read_views
 from fewstep_3d.triplane import TriplaneDecoder
@@ -56,10 +56,9 @@ def views_of(args: argparse.Namespace) -> tuple[Views, Views | None]:
 
 def split(views: Views, keep: int) -> tuple[Views, Views | None]:
     """(to fit, held out): `keep` views between the others; none where fewer than twice as many are there."""
-    n = len(views.cameras)
-    if keep == 0 or n < 2 * keep:
+    held = held_out(len(views.cameras), keep)
+    if not len(held):
         return views, None
-    held = torch.linspace(0, n - 1, keep + 2)[1:-1].round().long().unique()
-    rest = torch.ones(n, dtype=torch.bool)
+    rest = torch.ones(len(views.cameras), dtype=torch.bool)
     rest[held] = False
     return views.some(rest.nonzero()[:, 0]), views.some(held)

@@ -18,9 +18,11 @@ from fewstep_3d.fields import Grid
 from fewstep_3d.mesh_views import Views
 from fewstep_3d.metrics import psnr
 from fewstep_3d.opacity import NeuS
-from fewstep_3d.renderer import Renderer
+from fewstep_3d.renderer import Rendered, Renderer
 from fewstep_3d.samplers import Stratified
 from fewstep_3d.scene import Scene
+
+DECODER_RATE = 0.2
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Fit:
         k: sharpness of the surface at the start and at the end, geometric between.
         samples: per ray.
         lr: of Adam for the planes, and a fifth of it for the decoder; both fall to a tenth along a cosine.
-        normals, eikonal: factors of their terms.
+        mask, normals, eikonal: factors of their terms.
     Raises:
         ValueError: counts below 1.
     """
@@ -44,6 +46,7 @@ class Fit:
     k: tuple[float, float] = (20.0, 128.0)
     samples: int = 64
     lr: float = 0.02
+    mask: float = 1.0
     normals: float = 1.0
     eikonal: float = 0.05
 
@@ -64,9 +67,8 @@ class Fit:
         optimizer = torch.optim.Adam([{"params": p} for p in groups], lr=self.lr)
         for n in range(self.iterations):
             share = n / max(self.iterations - 1, 1)
-            lr = self.lr * (0.55 + 0.45 * math.cos(math.pi * share))
-            for group, factor in zip(optimizer.param_groups, (1.0, 0.2), strict=True):
-                group["lr"] = lr * factor
+            for group, factor in zip(optimizer.param_groups, (1.0, DECODER_RATE), strict=True):
+                group["lr"] = self.lr * factor * self.rate(share)
             loss = self.loss(scene, pixels, share, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -79,12 +81,20 @@ class Fit:
         grid = scene.grid(self.side(share))
         seen = pixels.drawn(self.rays, generator)
         out = self.renderer(share, seen.normals is not None)(grid, seen.rays, pixels.background, generator)
-        loss = l1(out.features, seen.colours) + self.eikonal * eikonal(grid)
+        return torch.stack(list(self.terms(grid, out, seen).values())).sum()
+
+    def terms(self, grid: Grid, out: Rendered, seen: "Seen") -> dict[str, Tensor]:
+        """What the loss is the sum of: rendered pixels against those that were seen, and the field itself."""
+        found = {"colours": l1(out.features, seen.colours), "eikonal": self.eikonal * eikonal(grid)}
         if seen.mask is not None:
-            loss = loss + l1(out.opacity, seen.mask)
+            found["mask"] = self.mask * l1(out.opacity, seen.mask)
         if seen.normals is not None and out.normals is not None:
-            loss = loss + self.normals * l1(out.normals, seen.normals)
-        return loss
+            found["normals"] = self.normals * l1(out.normals, seen.normals)
+        return found
+
+    def rate(self, share: float) -> float:
+        """The factor on all learning rates at this share of the training: from 1 to a tenth along a cosine."""
+        return 0.55 + 0.45 * math.cos(math.pi * share)
 
     def side(self, share: float = 1.0) -> int:
         """Of the grid at this share of the training."""

@@ -34,6 +34,13 @@ class Views(NamedTuple):
         return Views(self.cameras[index], self.colours[index], mask, normals, self.background)
 
 
+def held_out(count: int, keep: int) -> Tensor:
+    """Which of `count` views are kept for judging: `keep` evenly among the others, none where fewer than half would be left."""
+    if keep == 0 or count < 2 * keep:
+        return torch.zeros(0, dtype=torch.long)
+    return torch.linspace(0, count - 1, keep + 2)[1:-1].round().long().unique()
+
+
 def mesh_views(mesh: trimesh.Trimesh, cameras: Cameras, rays: int = 2) -> Views:
     """What cameras see of a mesh, averaged over rays^2 rays per pixel. Colours are unlit; grey .7 where the mesh has none."""
     height, width = cameras.size

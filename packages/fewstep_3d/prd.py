@@ -71,12 +71,14 @@ class Rendering(AlternatingDistiller):
         return super().loss(batch)
 
     def drawn(self, batch: Batch) -> Drawn:
-        """Conditions of K B views (step after step) with random cameras, and noise of B latents; data where the batch has some."""
+        """Conditions of K B objects (step after step), cameras (random ones, or those of the batch: "c2w", (K B V, 4, 4)), and noise of B
+        latents; data where the batch has some."""
         student, teacher = cast(TriplaneGenerator, self.student), cast(ViewTeacher, self.teacher)
         latents, cond, _ = student.prepare(batch)
         self._asked = cond
         k, n = student.steps, len(latents)
-        self._cameras = teacher.rig.draw(k * n).to(self.device)
+        cameras = teacher.rig.posed(batch["c2w"]) if "c2w" in batch else teacher.rig.draw(k * n)
+        self._cameras = cameras.to(self.device)
         many = {name: v.repeat(k, *[1] * (v.ndim - 1)) for name, v in cond.items()}
         shape = (k * n, *(teacher.shape or ()))
         fits = "x0" in batch and batch["x0"].shape[1:] == shape[1:]

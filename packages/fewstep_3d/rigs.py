@@ -3,12 +3,13 @@
 A model is told each camera as its c2w with the position divided by its norm, flattened to 16 numbers (MVDream, arXiv:2308.16512).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewstep_3d.cameras import Cameras, orbit
+from fewstep_3d.cameras import Cameras, orbit, pinhole
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Rig:
         around = azimuth[:, None] + torch.arange(self.views) * (360 / self.views)
         tilt = elevation[:, None].expand_as(around)
         return orbit(around.flatten(), tilt.flatten(), self.distance, self.fov, (self.size, self.size))
+
+    def posed(self, c2w: Tensor) -> Cameras:
+        """This rig's cameras at poses (N V, 4, 4) that were chosen elsewhere."""
+        return pinhole(c2w, math.radians(self.fov), (self.size, self.size))
 
     def told(self, cameras: Cameras) -> Tensor:
         """What a model is told of them, (N, V, 16)."""

@@ -1,4 +1,4 @@
-"""Multi-view pictures in the layouts of NeRF's Blender set and of nerfstudio: a folder with transforms.json (or transforms_train.json).
+"""Multi-view pictures in the layouts of NeRF's Blender set and of nerfstudio: a folder with transforms.json, or transforms_train.json.
 
 Blender: `camera_angle_x` (radians) and `frames` of `file_path` without extension and `transform_matrix`. nerfstudio: `fl_x, fl_y, cx,
 cy, w, h` for all or per frame. Poses are camera-to-world, camera axes right, up, backward. Distortion is not undone.
@@ -7,13 +7,14 @@ cy, w, h` for all or per frame. Poses are camera-to-world, camera axes right, up
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fewstep.whole_file import whole
 from fewstep_3d.cameras import CameraError, Cameras
 from fewstep_3d.mesh_views import Views
 
@@ -25,6 +26,16 @@ class TransformsError(ValueError):
     """A multi-view folder that cannot be used; one line."""
 
 
+class Frames(NamedTuple):
+    """What a transforms file lists: pictures and their cameras, positions times `scale`; alpha: whether the pictures have it."""
+
+    file: Path
+    images: list[Path]
+    cameras: Cameras
+    scale: float
+    alpha: bool
+
+
 def read_views(folder: str | Path, background: str | None = None, scale: float | None = None) -> Views:
     """The pictures and cameras of a folder.
 
@@ -34,45 +45,94 @@ def read_views(folder: str | Path, background: str | None = None, scale: float |
     Raises:
         TransformsError: missing or wrong files, no frames, pictures of different sizes, singular poses, no alpha and no background.
     """
-    file = _find(Path(folder))
+    frames = read_frames(transforms_file(folder), scale)
+    behind = behind_of(frames, background)
+    images = torch.from_numpy(np.stack([_image(path, frames.alpha) for path in frames.images]))
+    if not frames.alpha:
+        return Views(frames.cameras, images, None, None, behind)
+    mask = images[..., 3]
+    colours = images[..., :3] * mask[..., None] + (1 - mask[..., None]) * behind
+    return Views(frames.cameras, colours, mask, None, behind)
+
+
+def read_frames(file: Path, scale: float | None = None) -> Frames:
+    """What a file lists; of the pictures only their heads are read. Args and errors: see `read_views`."""
     meta = _parsed(file)
-    frames = meta.get("frames")
-    if not isinstance(frames, list) or not frames:
+    listed = meta.get("frames")
+    if not isinstance(listed, list) or not listed:
         raise TransformsError(f"{file}: no frames; `frames` is a list of pictures with their transform_matrix")
-    images = [_image(file, frame) for frame in frames]
-    sizes = {x.shape[:2] for x in images}
+    paths = [_path(file, frame) for frame in listed]
+    heads = [_head(path) for path in paths]
+    sizes = sorted({size for size, _ in heads})
     if len(sizes) > 1:
-        raise TransformsError(
-            f"{file}: pictures have different sizes: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}"
-        )
-    (size,) = sizes
-    c2w = torch.stack([_pose(file, i, frame) for i, frame in enumerate(frames)])
-    numbers = torch.tensor([_intrinsics(file, i, {**meta, **frame}, size) for i, frame in enumerate(frames)])
+        raise TransformsError(f"{file}: pictures have different sizes: {', '.join(f'{h}x{w}' for h, w in sizes)}")
+    if len({alpha for _, alpha in heads}) > 1:
+        raise TransformsError(f"{file}: some pictures have an alpha channel and some have none")
+    c2w = torch.stack([_pose(file, i, frame) for i, frame in enumerate(listed)])
+    numbers = torch.tensor([_intrinsics(file, i, {**meta, **frame}, sizes[0]) for i, frame in enumerate(listed)])
     distance = float(c2w[:, :3, 3].norm(dim=1).median())
     factor = 3 / max(distance, 1e-9) if scale is None else scale
     c2w[:, :3, 3] *= factor
     try:
-        cameras = Cameras(c2w, numbers[:, :2], numbers[:, 2:], (int(size[0]), int(size[1])))
+        cameras = Cameras(c2w, numbers[:, :2], numbers[:, 2:], sizes[0])
     except CameraError as err:
         raise TransformsError(f"{file}: {err}") from err
-    return _views(file, cameras, torch.from_numpy(np.stack(images)), background)
+    return Frames(file, paths, cameras, factor, heads[0][1])
 
 
-def _views(file: Path, cameras: Cameras, images: Tensor, background: str | None) -> Views:
-    rgb, behind = images[..., :3], {"black": 0.0, "white": 1.0}.get(background or "black", 0.0)
-    if images.shape[-1] == 4:
-        mask = images[..., 3]
-        return Views(cameras, rgb * mask[..., None] + (1 - mask[..., None]) * behind, mask, None, behind)
-    if background is None:
-        raise TransformsError(f"{file}: pictures have no alpha channel: say what is behind the object (black or white)")
-    return Views(cameras, rgb, None, None, behind)
+def behind_of(frames: Frames, background: str | None) -> float:
+    """The grey behind objects: black unless given.
+
+    Raises:
+        TransformsError: pictures without alpha, and none given.
+    """
+    if not frames.alpha and background is None:
+        raise TransformsError(
+            f"{frames.file}: pictures have no alpha channel: say what is behind the object (black or white)"
+        )
+    return {"black": 0.0, "white": 1.0}[background or "black"]
 
 
-def _find(folder: Path) -> Path:
-    for name in NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    raise TransformsError(f"{folder}: no {' or '.join(NAMES)}")
+def transforms_file(folder: str | Path, names: tuple[str, ...] = NAMES) -> Path:
+    """The first of these files that the folder has.
+
+    Raises:
+        TransformsError: it has none of them.
+    """
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise TransformsError(f"{folder}: no {' or '.join(names)}")
+
+
+def write_views(folder: str | Path, views: Views, split: str = "train") -> None:
+    """Write views in the Blender layout: transforms_{split}.json and {split}/r_*.png, with alpha where there are masks.
+
+    Raises:
+        TransformsError: cameras with different lenses, or with a centre that is not the middle, which the layout cannot hold.
+    """
+    folder, cameras = Path(folder), views.cameras
+    height, width = cameras.size
+    lens = torch.cat([cameras.focal, cameras.centre], 1)
+    focal = float(lens[0, 0])
+    if (lens - lens.new_tensor([focal, focal, width / 2, height / 2])).abs().max() > 1e-3 * focal:
+        raise TransformsError(f"{folder}: the Blender layout holds one focal length, and centres in the middle alone")
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    frames = []
+    for i, image in enumerate(_straight(views)):
+        Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()).save(folder / split / f"r_{i}.png")
+        frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": cameras.c2w[i].tolist()})
+    with whole(folder / f"transforms_{split}.json") as part:
+        part.write_text(json.dumps({"camera_angle_x": 2 * math.atan(0.5 * width / focal), "frames": frames}, indent=1))
+
+
+def _straight(views: Views) -> Tensor:
+    """(V, H, W, 4) with colours as they are without the background, or (V, H, W, 3) where there is no mask."""
+    if views.mask is None:
+        return views.colours
+    mask = views.mask[..., None]
+    own = (views.colours - (1 - mask) * views.background) / mask.clamp_min(1e-6)
+    return torch.cat([own * (mask > 0), mask], -1)
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -90,17 +150,28 @@ def _parsed(file: Path) -> dict[str, Any]:
     return meta
 
 
-def _image(file: Path, frame: Any) -> np.ndarray:
+def _path(file: Path, frame: Any) -> Path:
     name = frame.get("file_path") if isinstance(frame, dict) else None
     if not isinstance(name, str):
         raise TransformsError(f"{file}: a frame without file_path")
     path = file.parent / name
-    path = path if path.suffix else path.with_suffix(".png")
+    return path if path.suffix else path.with_suffix(".png")
+
+
+def _head(path: Path) -> tuple[tuple[int, int], bool]:
+    """((height, width), whether there is alpha)."""
     try:
         with Image.open(path) as image:
-            kind = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
-            return np.asarray(image.convert(kind), np.float32) / 255
+            return (image.height, image.width), "A" in image.getbands() or "transparency" in image.info
     except (OSError, UnidentifiedImageError) as err:
+        raise TransformsError(f"{path}: no picture that can be read") from err
+
+
+def _image(path: Path, alpha: bool) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGBA" if alpha else "RGB"), np.float32) / 255
+    except OSError as err:
         raise TransformsError(f"{path}: no picture that can be read") from err
 
 

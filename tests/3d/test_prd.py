@@ -1,5 +1,6 @@
 """Score distillation through a renderer: identities of the losses, the bookkeeping of progressive steps, gradients that reach everything."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import mse_loss
@@ -94,6 +95,13 @@ def test_every_method_reaches_every_parameter_of_the_student(kind, steps):
     reached = [n for n, p in made.student.named_parameters() if p.grad.abs().max() > 0]
     assert {n.split(".")[0] for n in reached} == {"denoiser", "head", "decoder"}
     assert all(p.grad is None for p in made.teacher.parameters())
+
+
+def test_cameras_of_a_batch_are_looked_with():
+    made, cameras = module(steps=2), RIG.draw(4, torch.Generator().manual_seed(5))
+    made.loss(BATCH | {"c2w": cameras.c2w})
+    for name in ("c2w", "focal", "centre", "size"):
+        assert np.array_equal(getattr(made._cameras, name), getattr(cameras, name))
 
 
 def test_vsd_of_a_fake_score_that_is_the_teacher_without_guidance_vanishes():

@@ -2,14 +2,17 @@
 
 Work: one object, `views` pictures of size x size rays with `samples` samples, from planes of 3 x 32 x 64 x 64 through two hidden layers
 of 64; forward, and forward with the gradient of all planes and weights. Agreement: PSNR of the pictures of a band-limited random field.
-Times: CPU seconds of the process, best and median of the rounds; each round measures every renderer once.
+Times: CPU seconds of the process, best and median of the rounds; each round measures every renderer once. Where nerfstudio is installed
+its own components do the same work beside (`nerfstudio/components.py`).
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,41 +49,62 @@ class Work:
         field = self.decoder.field(self.planes) if side is None else self.decoder.tabulate(self.planes, side)
         return self.renderer.views(field, self.cameras, background=1.0).features
 
-    def seconds(self, side: int | None) -> tuple[float, float]:
-        """(forward alone, forward and backward), CPU seconds."""
-        start = time.process_time()
-        with torch.no_grad():
-            self.picture(side)
-        forward = time.process_time() - start
-        start = time.process_time()
-        self.picture(side).square().mean().backward()
-        return forward, time.process_time() - start
+
+Picture = Callable[[], Tensor]
+
+
+def seconds(picture: Picture) -> tuple[float, float]:
+    """(forward alone, forward and backward), CPU seconds."""
+    start = time.process_time()
+    with torch.no_grad():
+        picture()
+    forward = time.process_time() - start
+    start = time.process_time()
+    picture().square().mean().backward()
+    return forward, time.process_time() - start
+
+
+def pictures(work: Work, sides: Sequence[int]) -> dict[str, Picture]:
+    """What is measured."""
+    found: dict[str, Picture] = {"direct": partial(work.picture, None)}
+    found |= {f"grid {side}": partial(work.picture, side) for side in sides}
+    if find_spec("nerfstudio") is not None:
+        from fewstep_3d.nerfstudio.components import Components
+
+        peer = Components(work.decoder.width, work.decoder.layers, work.renderer.sampler.samples, work.planes.shape[-1])
+        found["nerfstudio"] = partial(peer.picture, work.cameras)
+    return found
 
 
 def measured(work: Work, sides: Sequence[int], rounds: int) -> dict[str, Any]:
-    """A row for direct quadrature and one for every side."""
+    """A row for direct quadrature, one for every side, and one for nerfstudio where it is installed."""
+    renderers = pictures(work, sides)
     with torch.no_grad():
         exact = work.picture(None)
-        agreement = {side: float(psnr(work.picture(side), exact)) for side in sides}
-    names: list[int | None] = [None, *sides]
-    times: dict[int | None, list[tuple[float, float]]] = {name: [] for name in names}
+        agreement = {f"grid {side}": float(psnr(work.picture(side), exact)) for side in sides}
+    for picture in renderers.values():  # what is done but once
+        seconds(picture)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in renderers}
     for n in range(rounds):
-        for name in names:
-            times[name].append(work.seconds(name))
+        for name, picture in renderers.items():
+            times[name].append(seconds(picture))
         sys.stderr.write(f"round {n + 1} of {rounds}\n")
     best = {name: [min(x) for x in zip(*t, strict=True)] for name, t in times.items()}
     middle = {name: [statistics.median(x) for x in zip(*t, strict=True)] for name, t in times.items()}
-    return {
-        "direct" if name is None else f"grid {name}": {
+    rows: dict[str, Any] = {}
+    for name in renderers:
+        rows[name] = {
             "forward_s": best[name][0],
             "forward_backward_s": best[name][1],
-            "speedup_forward": best[None][0] / best[name][0],
-            "speedup_forward_backward": best[None][1] / best[name][1],
-            "speedup_of_medians": middle[None][1] / middle[name][1],
-            "agreement_db": None if name is None else agreement[name],
+            "speedup_forward": best["direct"][0] / best[name][0],
+            "speedup_forward_backward": best["direct"][1] / best[name][1],
+            "speedup_of_medians": middle["direct"][1] / middle[name][1],
+            "agreement_db": agreement.get(name),
         }
-        for name in names
-    }
+        if "nerfstudio" in renderers:
+            rows[name]["speedup_over_nerfstudio"] = best["nerfstudio"][1] / best[name][1]
+            rows[name]["speedup_over_nerfstudio_of_medians"] = middle["nerfstudio"][1] / middle[name][1]
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
+    command = " ".join(["python -m fewstep_3d.bench.renderer", *(sys.argv[1:] if argv is None else argv)])
     torch.set_num_threads(1)
     work = Work(args.seed, args.views, args.size, args.samples, args.k)
     rows = measured(work, args.sides, args.rounds)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "sides")}
-    write({"bench": "renderer", **machine(), **settings, "rows": rows}, args.out)
+    write({"bench": "renderer", "command": command, **machine(), **settings, "rows": rows}, args.out)
     return 0
 
 

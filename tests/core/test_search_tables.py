@@ -21,7 +21,7 @@ from fewstep.search.evolve import Evolution
 from fewstep.search.fit import Effort, Fit, grown, nearest, refined, regressed_tables, usual_grids
 from fewstep.search.problem import Items, problem
 from fewstep.search.row_numbers import LARGEST, NOISE, OUTLIER, EndPoints, RowNumbers
-from fewstep.search.starts import error, fine_grid, hardest, joined, taken
+from fewstep.search.starts import early_grid, error, fine_grid, hardest, joined, taken
 from fewstep.search_command import METHODS
 from fewstep.solvers import DDIM, DPM3M, DPMpp2M, UniPC
 from fewstep.solvers.schedule import SolverSchedule
@@ -227,7 +227,7 @@ def test_regressions_begin_with_the_best_usual_grids():
     world = ring(VP())
     part = [starts(world, 64, 1)]
     found = regressed_tables(VP(), part, 5, torch.Generator().manual_seed(0), QUICK)
-    grid = fine_grid(VP(), QUICK.nodes)
+    grid = early_grid(VP(), QUICK.nodes)
     usual = {nearest(grid, own) for own in usual_grids(VP(), 5)}
 
     def nodes(table):

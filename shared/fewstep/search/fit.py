@@ -32,7 +32,7 @@ from fewstep.search.evolve import Evolution, evolve, seeded
 from fewstep.search.levenberg_marquardt import Minimiser
 from fewstep.search.regress import regressed
 from fewstep.search.row_numbers import OUTLIER, EndPoints, RowNumbers
-from fewstep.search.starts import LEVELS, Progress, Starts, error, fine_grid, levels_grid, span
+from fewstep.search.starts import LEVELS, Progress, Starts, early_grid, error, levels_grid, span
 from fewstep.search.subsets import Subsets
 from fewstep.search.trajectories import record
 from fewstep.solvers import DDIM, DPMpp2M, UniPC
@@ -241,7 +241,7 @@ def regressed_tables(
 
     The evolution begins with the usual grids.
     """
-    grid = fine_grid(path, max(effort.nodes, nfe), clean)
+    grid = early_grid(path, max(effort.nodes, nfe), clean)
     teacher = [record(part, path, SolverSchedule.unipc(grid, 3, "exact"), grid) for part in starts]
     n, tables = len(grid) - 1, {}
 

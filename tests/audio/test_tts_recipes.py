@@ -120,4 +120,4 @@ def test_the_bench_fills_its_table(run, folder, monkeypatch, capsys):
     assert table["medians"] == seed["rows"]
     with pytest.raises(SystemExit):
         tts.main(["--recordings", "recordings", "--samples", "61"])
-    assert "multiple of 60" in capsys.readouterr().err
+    assert "multiple of 10 (ten digits, 1 voices)" in capsys.readouterr().err

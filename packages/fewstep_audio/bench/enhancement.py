@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.timing import machine, write
+from fewstep.bench.trainings import trained
 from fewstep.train.shell import iteration_seed
-from fewstep_audio.bench.trained import trained
 from fewstep_audio.data.degradation import AddedNoise
 from fewstep_audio.data.enhancement_crops import DegradedCrops
 from fewstep_audio.data.fsdd import SpokenDigits
@@ -78,7 +78,9 @@ def systems(seed: int, folder: Path, data: str, names: Sequence[str]) -> Iterato
     yield "noisy", 0, 0, lambda noisy, i: noisy
     yield "wiener", 0, 0, lambda noisy, i: wiener(noisy)
     for name in names:
-        model = pretrained_enhancer(str(trained(name, seed, folder, data)))
+        model = pretrained_enhancer(
+            str(trained(f"audio/{name}", seed, folder, [f"--data.init_args.corpus.init_args.folder={data}"]) / "last")
+        )
         for steps in SYSTEMS[name]:
             yield name, steps, model.evaluations(steps), partial(_run, model, seed, steps)
 

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fewstep import recipes
+from fewstep.artifacts import load_as
 from fewstep.bench import trainings
 from fewstep.bench.timing import machine, write
-from fewstep.generator import pretrained
 from fewstep.metrics import frechet_distance
 from fewstep_audio.data.fsdd import WORDS, SpokenDigits
 from fewstep_audio.data.utterance import Utterance
@@ -98,20 +97,6 @@ def apart(a: Mels, b: Mels) -> float:
     return (a.mel - b.mel)[inside].square().mean().item()
 
 
-def trained(name: str, place: Path, seed: int, recordings: str) -> TextToSpeech:
-    """The model of a recipe, trained where it is not yet."""
-    if not (place / name / "last").is_dir():
-        from fewstep.train.fit import instantiate
-
-        text = (recipes.folder() / "audio" / f"{name}.yaml").read_text()
-        place.mkdir(parents=True, exist_ok=True)
-        file = place / f"{name}.yaml"
-        file.write_text(text.replace("runs/", f"{place}/").replace("folder: recordings", f"folder: {recordings}"))
-        run = instantiate(file, trainings.seeded(seed))
-        run.trainer.fit(run.model, run.datamodule)
-    return cast(TextToSpeech, pretrained(str(place / name / "last")))
-
-
 def rows(
     teacher: TextToSpeech, student: TextToSpeech, voices: Sequence[int], reference: Mels, count: int, seed: int
 ) -> dict[str, dict[str, Any]]:
@@ -134,22 +119,32 @@ def rows(
     }
 
 
+def model_of(recipe: str, seed: int, args: Any) -> TextToSpeech:
+    """The model of a recipe, trained where it is not yet."""
+    return load_as(
+        trainings.trained(
+            f"audio/{recipe}", seed, args.folder, [f"--data.init_args.corpus.init_args.folder={args.recordings}"]
+        )
+        / "last",
+        TextToSpeech,
+    )
+
+
 def measured(args: Any, seed: int) -> dict[str, Any]:
     """One seed: trainings, figures of the samplers, and of real test takes against real training takes."""
-    place, row = args.folder / str(seed), args.folder / str(seed) / f"{args.student}.json"
+    row = args.folder / str(seed) / f"{args.student}.json"
     if row.is_file():
         return json.loads(row.read_text())
-    teacher, student = (trained(name, place, seed, args.recordings) for name in (args.teacher, args.student))
+    teacher, student = (model_of(name, seed, args) for name in (args.teacher, args.student))
     train, test = SpokenDigits(args.recordings).division()
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     reference = real([train[i] for i in order[: max(args.samples, len(test))]], teacher)
     floor = figures(real(test, teacher), reference)
-    # A voice without recordings has never been trained.
-    voices = [teacher.speakers.index(s) for s in sorted({u.speaker for u in train if u.speaker})]
+    voices = [teacher.speakers.index(s) for s in args.voices]
     result = {
         "seed": seed,
         "samples": args.samples,
-        "voices": [teacher.speakers[n] for n in voices],
+        "voices": args.voices,
         "teacher": args.teacher,
         "student": args.student,
         "parameters": {
@@ -178,11 +173,16 @@ def main(argv: Sequence[str] = ()) -> int:
     parser.add_argument("--recordings", required=True, metavar="DIR", help="of the Free Spoken Digit Dataset")
     parser.add_argument("--teacher", default="fsdd_tts", metavar="RECIPE")
     parser.add_argument("--student", default="fsdd_tts_cd", metavar="RECIPE")
-    parser.add_argument("--samples", type=int, default=600, help="generated per sampler, a multiple of 300")
+    parser.add_argument(
+        "--samples", type=int, default=600, help="generated per sampler, ten for every voice or a multiple"
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
-    if args.samples < 300 or args.samples % 300:
-        parser.error(f"--samples is a multiple of 300 (ten digits, five or six speakers), not {args.samples}")
+    # A voice without recordings has never been trained.
+    args.voices = sorted({u.speaker for u in SpokenDigits(args.recordings).division()[0] if u.speaker})
+    least = 10 * len(args.voices)
+    if args.samples < least or args.samples % least:
+        parser.error(f"--samples is a multiple of {least} (ten digits, {len(args.voices)} voices), not {args.samples}")
     torch.set_num_threads(args.threads)
     results = [measured(args, seed) for seed in args.seeds]
     write({"bench": "tts", **machine(), "medians": medians(results), "seeds": results}, args.out)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fewstep.artifacts import read_config
 from fewstep.bench.timing import machine, write
+from fewstep.bench.trainings import trained
 from fewstep.generator import pretrained
 from fewstep.solvers import DDIM, Solver
-from fewstep_audio.bench.trained import trained
 from fewstep_audio.data.fsdd import SpokenDigits
 from fewstep_audio.data.recordings import Recordings
 from fewstep_audio.griffin_lim import GriffinLim
@@ -94,7 +94,10 @@ def rows(
         folder / str(seed) / "griffin_lim.json", lambda: judged(floor.vocode, mel, waves)
     )
     for name, system in FAMILIES[family].items():
-        place = trained(system.recipe, seed, folder, data)
+        place = (
+            trained(f"audio/{system.recipe}", seed, folder, [f"--data.init_args.corpus.init_args.folder={data}"])
+            / "last"
+        )
         model = pretrained(str(place))
         assert isinstance(model, Vocoder)
         vocode = partial(model, steps=system.steps, solver=system.solver, seed=seed)

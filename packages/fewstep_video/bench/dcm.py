@@ -19,11 +19,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fewstep.bench.trainings import cost, trained
 from fewstep.generator import pretrained
 from fewstep.grids import Explicit, Grid, Shifted
 from fewstep_video.bench import shapes
 from fewstep_video.bench.targets import Target, kept, options, ratio, table
-from fewstep_video.bench.trained import cost, trained
 from fewstep_video.bench.variants import Variant, made
 from fewstep_video.data.clips import Clips
 from fewstep_video.data.corpora import ClassFiles
@@ -63,9 +63,10 @@ def systems(family: str) -> dict[str, Variant]:
 def equal(family: str, seed: int, args: argparse.Namespace) -> Variant:
     """Consistency distillation of as many CPU seconds as both experts, by those of an iteration of its own recipe."""
     both = sum(
-        cost(trained(f"{family}_dcm{part}", seed, args.folder, args.set))["training_cpu"] for part in ("", "_semantic")
+        cost(trained(f"video/{family}_dcm{part}", seed, args.folder, args.set))["training_cpu"]
+        for part in ("", "_semantic")
     )
-    own = cost(trained(f"{family}_lcm", seed, args.folder, args.set))
+    own = cost(trained(f"video/{family}_lcm", seed, args.folder, args.set))
     n = max(round(both * own["iterations"] / max(own["training_cpu"], 1e-9)), 1)
     return Variant(f"{family}_lcm", f"{family}_lcm_equal", (f"--model.init_args.iterations={n}",))
 

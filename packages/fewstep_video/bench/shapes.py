@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fewstep.bench.trainings import cost, trained
 from fewstep.generator import pretrained
 from fewstep.solvers import DDIM, Solver
 from fewstep_video.bench.targets import Target, figure, kept, options, ratio, table
-from fewstep_video.bench.trained import cost, trained
 from fewstep_video.data.procedural import HELD_OUT
 from fewstep_video.metrics.laws import law_figures
 from fewstep_video.metrics.truth import truth_figures
@@ -102,7 +102,7 @@ def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
     for name, system in systems(args.family).items():
         if args.systems and name.rpartition(" ")[0] not in args.systems:
             continue
-        place = trained(system.recipe, seed, args.folder, args.set)
+        place = trained(f"video/{system.recipe}", seed, args.folder, args.set)
         make = partial(measured, place, system, world, args.clips, args.real, seed)
         solver = "naive_" if system.solver is not None else ""
         yield {"system": name, "seed": seed} | kept(place / f"{solver}{system.artifact}_{system.steps}.json", make)

@@ -21,11 +21,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fewstep.bench.trainings import cost, trained
 from fewstep.generator import pretrained
 from fewstep.guidance.similarity import SimilarityFilter
 from fewstep_video.bench import shapes
 from fewstep_video.bench.targets import Target, kept, options, table
-from fewstep_video.bench.trained import cost, trained
 from fewstep_video.causal_video import CausalVideo
 from fewstep_video.metrics.drift import drift
 from fewstep_video.metrics.laws import mfvd
@@ -153,7 +153,7 @@ def skipping(place: Path) -> dict[str, float]:
 
 def rows(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
     """A row per question."""
-    place = trained("bouncing_stream", seed, args.folder, args.set)
+    place = trained("video/bouncing_stream", seed, args.folder, args.set)
     whole = shapes.System(TEACHER, "last", 50)
     teacher = args.folder / str(seed) / TEACHER
     questions = {

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep import recipes
-from fewstep.bench import trainings
-from fewstep_video.bench.trained import trained
+from fewstep.bench.trainings import run_to_end, trained
 
 
 class Variant(NamedTuple):
@@ -26,19 +25,12 @@ def made(variant: Variant, seed: int, folder: Path, overrides: Sequence[str] = (
     """folder/SEED/NAME with `last` and `best`, trained unless they are there; a training that was cut off goes on from its checkpoint."""
     own = folder / str(seed)
     if not variant.name:
-        return trained(variant.recipe, seed, folder, overrides)
+        return trained(f"video/{variant.recipe}", seed, folder, overrides)
     place = own / variant.name
     if (place / "last").is_dir():
         return place
-    from fewstep.train.fit import instantiate
-
     text = recipes.find(f"video/{variant.recipe}").read_text()
     for needed in sorted(set(re.findall(r"source: runs/(\w+)/", text))):
         at = made(variant.before.get(needed, Variant(needed)), seed, folder, overrides)
         text = text.replace(f"source: runs/{needed}/", f"source: {at}/")
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "recipe.yaml").write_text(text.replace(f"runs/{variant.recipe}", str(place)))
-    run = instantiate(place / "recipe.yaml", [*trainings.seeded(seed), *overrides, *variant.options])
-    checkpoint = place / "last.ckpt"
-    run.trainer.fit(run.model, run.datamodule, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
-    return place
+    return run_to_end(text.replace(f"runs/{variant.recipe}", str(place)), place, seed, [*overrides, *variant.options])

@@ -46,7 +46,7 @@ class Fit:
     k: tuple[float, float] = (20.0, 128.0)
     samples: int = 64
     lr: float = 0.02
-    mask: float = 1.0
+    mask: float = 0.1
     normals: float = 1.0
     eikonal: float = 0.05
 

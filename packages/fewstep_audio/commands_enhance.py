@@ -12,6 +12,7 @@ MODES = {
     "diffuse": "fsdd_sgmse",
     "storm": "fsdd_storm",
 }
+DEFAULT = "bridge"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="the file (wav, flac, ogg, mp3) or folder to write")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--mode", choices=list(MODES), default="student", help="which of the package's own models (default: student)"
+        "--mode", choices=list(MODES), default=DEFAULT, help="which of the package's own models (default: bridge)"
     )
     which.add_argument("--model", metavar="DIR", help="artifact folder or hub id of your own enhancer")
     parser.add_argument("--steps", type=int, help="steps of its sampler (default: the model's own)")

@@ -1,6 +1,7 @@
 """The bench of enhancement: its test set, its systems, and that finished work is not made again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,27 @@ from fewstep.paths import SBVE
 from fewstep.prediction import Residual
 from fewstep.solvers import DDIM
 from fewstep_audio.bench.enhancement import SAMPLES, SNRS, digits, main
-from fewstep_audio.enhancement.enhancer import Enhancer
+from fewstep_audio.commands_enhance import MODES
+from fewstep_audio.enhance import WEIGHTS
+from fewstep_audio.enhancement.enhancer import Enhancer, pretrained_enhancer
 from fewstep_audio.enhancement.spectrogram_unet import SpectrogramUNet
 from fewstep_audio.files import Audio, write_audio
+from fewstep_audio.metrics import si_sdr
 from fewstep_audio.spectrogram import ComplexSpectrogram
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "speech" / "fsdd"
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="no spoken digits")
+@pytest.mark.parametrize("mode", ["bridge", "predict"])
+def test_the_shipped_models_take_noise_out(mode):
+    """25 held-out clips at 0 to 10 dB; over 200 they gain 8.0 and 8.4 dB in one evaluation."""
+    model, clips = pretrained_enhancer(str(WEIGHTS / MODES[mode])), digits(str(DATA), 5)
+    clean, noisy = (torch.stack([c.sound[k] for c in clips]) for k in ("clean", "noisy"))
+    with torch.no_grad():
+        assert (si_sdr(model(noisy), clean) - si_sdr(noisy, clean)).mean() > 7
+    assert model.evaluations() == 1
 
 
 @pytest.fixture

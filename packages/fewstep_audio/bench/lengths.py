@@ -26,7 +26,7 @@ from torch import Tensor
 import fewstep
 from fewstep.bench.timing import machine, write
 from fewstep_audio.bench.enhancement import RATE
-from fewstep_audio.commands_enhance import MODES
+from fewstep_audio.commands_enhance import DEFAULT, MODES
 from fewstep_audio.commands_speak import DEFAULT_MODEL
 from fewstep_audio.data.degradation import AddedNoise
 from fewstep_audio.data.fsdd import WORDS, SpokenDigits
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Both verbs, with the models that come with the package unless others are named."""
     parser = argparse.ArgumentParser(prog="python -m fewstep_audio.bench.lengths", description=__doc__)
     parser.add_argument("--digits", required=True, metavar="DIR", help="recordings of the Free Spoken Digit Dataset")
-    parser.add_argument("--enhancer", default=str(WEIGHTS / MODES["student"]), metavar="DIR")
+    parser.add_argument("--enhancer", default=str(WEIGHTS / MODES[DEFAULT]), metavar="DIR")
     parser.add_argument("--speaker", default=DEFAULT_MODEL, metavar="DIR")
     parser.add_argument("--minutes", type=float, nargs=2, default=(1.0, 10.0), help="of noisy speech (default 1 10)")
     parser.add_argument("--characters", type=int, nargs=2, default=(200, 2000), help="of text (default 200 2000)")

@@ -84,6 +84,9 @@ def without_crumbs(mesh: trimesh.Trimesh, share: float = 0.01) -> trimesh.Trimes
 def decimated(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
     """At most about this many faces, by quadric error; colours are those of the nearest old vertices.
 
+    A thin part may collapse into faces back to back, which are taken out, or into an edge of four faces: where that opens a closed mesh, edges are
+    collapsed less eagerly, which may leave more faces than asked for.
+
     Raises:
         FieldError: fewer than 4 faces.
     """
@@ -91,12 +94,21 @@ def decimated(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
         raise FieldError(f"a closed mesh has at least 4 faces, not {faces}")
     if len(mesh.faces) <= faces:
         return mesh
-    out = mesh.simplify_quadric_decimation(face_count=faces)
-    out = trimesh.Trimesh(out.vertices, out.faces, process=True)
+    for aggression in (7, 5, 4, 3):  # 7 is the default of fast-simplification
+        out = _without_flaps(mesh.simplify_quadric_decimation(face_count=faces, aggression=aggression))
+        if out.is_watertight or not mesh.is_watertight:
+            break
     if isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex":
         near = KDTree(mesh.vertices).query(out.vertices)[1]
         out.visual = ColorVisuals(out, vertex_colors=mesh.visual.vertex_colors[near])
     return out
+
+
+def _without_flaps(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """Without pairs of faces on the same three vertices."""
+    mesh = trimesh.Trimesh(mesh.vertices, mesh.faces, process=True)
+    _, which, count = np.unique(np.sort(mesh.faces, 1), axis=0, return_inverse=True, return_counts=True)
+    return trimesh.Trimesh(mesh.vertices, mesh.faces[count[which.ravel()] == 1], process=True)
 
 
 def attached(vertices: Tensor, field: Callable[[Tensor], Tensor]) -> Tensor:

@@ -91,6 +91,17 @@ def test_components_and_decimation():
         decimated(ball, 2)
 
 
+def test_a_closed_mesh_stays_closed_however_thin():
+    """Plain decimation leaves edges of this ring with four faces, or with one."""
+    ring = trimesh.creation.torus(1, 0.02, major_sections=64, minor_sections=16)
+    for faces in (60, 100):
+        plain = ring.simplify_quadric_decimation(face_count=faces)
+        assert not trimesh.Trimesh(plain.vertices, plain.faces, process=True).is_watertight
+        small = decimated(ring, faces)
+        assert small.is_watertight
+        assert len(small.faces) < len(ring.faces) / 4
+
+
 @pytest.mark.parametrize("kind", ["glb", "obj", "ply", "stl"])
 def test_files_there_and_back(tmp_path, kind):
     mesh = extracted(lambda p: Values((p * torch.tensor([1.0, 2.0, 3.0])).norm(dim=-1) - 0.9, 0.5 + 0.5 * p), 24)

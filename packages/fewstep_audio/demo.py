@@ -8,7 +8,6 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from fewstep.report import Curve, Report
 from fewstep.report_folder import report_folder
 from fewstep.solvers import DDIM
 from fewstep.train.fit import instantiate
-from fewstep.train.history import Curves
-from fewstep.train.stage import pace, run_stage
+from fewstep.train.stage import Trained, pace, run_stage
 from fewstep_audio.commands_speak import DEFAULT_MODEL
 from fewstep_audio.data.fsdd import WORDS
 from fewstep_audio.enhancement.enhancer import Enhancer, pretrained_enhancer
@@ -47,15 +45,6 @@ WAYS = {
 }
 CLIPS, SECONDS, SHOWN = 16, 2.0, 2
 TAKES = 6
-
-
-@dataclass
-class Trained:
-    """What one stage leaves for the report."""
-
-    facts: dict[str, Any]
-    curves: Curves
-    held_out: dict[str, Tensor]
 
 
 def run(args: argparse.Namespace) -> int:

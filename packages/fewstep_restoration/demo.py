@@ -16,9 +16,9 @@ from fewstep.distill import TrajectoryRegression
 from fewstep.report_folder import report_folder
 from fewstep.train.fit import instantiate
 from fewstep.train.shell import Shell
-from fewstep.train.stage import backward, run_stage
+from fewstep.train.stage import Trained, backward, run_stage
 from fewstep_restoration.comparison import Comparison, compare, full_teacher
-from fewstep_restoration.demo_report import Trained, build
+from fewstep_restoration.demo_report import build
 from fewstep_restoration.super_resolver import SuperResolver
 
 SHARE = {"teacher": 0.5, "student": 0.42}  # of the training time; the rest is the comparison

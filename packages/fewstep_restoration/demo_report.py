@@ -1,21 +1,10 @@
 """The page that `fewstep demo restoration` writes."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from fewstep.report import Curve, Report
-from fewstep.train.history import Curves
+from fewstep.train.stage import Trained
 from fewstep_restoration.comparison import EVALUATIONS, Comparison, full_teacher
-from fewstep_restoration.photos import PhotoPairs
-
-
-@dataclass
-class Trained:
-    """What one stage leaves for the report."""
-
-    facts: dict[str, Any]
-    curves: Curves
-    held_out: PhotoPairs
 
 
 def build(metrics: dict[str, Any], figures: Comparison, teacher: Trained, student: Trained) -> Report:

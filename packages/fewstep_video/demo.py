@@ -4,7 +4,6 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +18,7 @@ from fewstep.report import Curve, Report
 from fewstep.report_folder import report_folder
 from fewstep.solvers import DDIM, Solver
 from fewstep.train.fit import instantiate
-from fewstep.train.history import Curves
-from fewstep.train.stage import pace, run_stage
+from fewstep.train.stage import Trained, pace, run_stage
 from fewstep_video.data.corpora import ClassFiles, ClassFolders, Corpus
 from fewstep_video.files import write_video
 from fewstep_video.metrics import diversity, flow_figures, mfvd, rfvd
@@ -30,15 +28,6 @@ from fewstep_video.video_generator import VideoGenerator
 
 SHARE = {"teacher": 0.6, "student": 0.35}  # of the training time; the rest is validation
 CLIPS = 256
-
-
-@dataclass
-class Trained:
-    """What one stage leaves for the report."""
-
-    facts: dict[str, Any]
-    curves: Curves
-    held_out: dict[str, Tensor]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,15 +42,15 @@ class SceneModelConfig(ModelConfig):
     """Of both decoders."""
     layers: int = 1
     """Hidden layers of both decoders."""
-    sides: tuple[int, ...] = (32, 48, 64)
+    sides: tuple[int, ...] = Fit.sides
     """Corners per axis of the grid, in equal shares of the training."""
-    k: tuple[float, float] = (20.0, 128.0)
+    k: tuple[float, float] = Fit.k
     """Sharpness of the surface at the start and at the end."""
-    samples: int = 64
+    samples: int = Fit.samples
     """Per ray."""
-    mask: float = 0.1
+    mask: float = Fit.mask
     """Factor of mean |opacity - alpha|, for pictures with alpha."""
-    eikonal: float = 0.05
+    eikonal: float = Fit.eikonal
     """Factor of mean (|grad f| - 1)^2."""
     background: Literal["black", "white"] = "white"
     """Behind the object, unless the data say what is there."""

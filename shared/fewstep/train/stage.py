@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.history import Curves, History
 from fewstep.train.progress import TrainingBar
 from fewstep.train.shell import Batch, Shell
+
+
+@dataclass
+class Trained:
+    """What one training leaves for a report: {"seconds", "cpu_seconds", "iterations", "parameters", ...}, the curves of its log, what it held out."""
+
+    facts: dict[str, Any]
+    curves: Curves
+    held_out: Any
 
 
 def pace(cli: Any) -> float:

@@ -19,12 +19,11 @@ from fewstep_audio.commands_vocode import VOCODE
 from fewstep_audio.files import Audio, AudioError, read_audio, write_audio
 from fewstep_audio.mel_files import read_mel, write_mel
 from fewstep_audio.mels import PRESETS
-from fewstep_audio.spectrogram import ComplexSpectrogram
 from fewstep_audio.vocode import Copy, from_mel
 from fewstep_audio.vocoder.conditioned import ConditionedDenoiser
 from fewstep_audio.vocoder.periodwave import PeriodWave
 from fewstep_audio.vocoder.scaled import ScaledU
-from fewstep_audio.vocoder.spaces import SpectrumSpace, WaveSpace
+from fewstep_audio.vocoder.spaces import MDCTSpace, WaveSpace
 from fewstep_audio.vocoder.specflow import SpecFlow
 from fewstep_audio.vocoder.vocoder import Vocoder
 
@@ -33,8 +32,8 @@ MEL = PRESETS["digits_8k"]
 
 def specflow() -> Vocoder:
     torch.manual_seed(0)
-    space = SpectrumSpace(ComplexSpectrogram(512, 128, 0.15, 0.5))
-    denoiser = ConditionedDenoiser(SpecFlow(40, 257, width=8, blocks=1), RectifiedFlow(), V())
+    space = MDCTSpace()
+    denoiser = ConditionedDenoiser(SpecFlow(40, width=8, blocks=1), RectifiedFlow(), V())
     return Vocoder(denoiser, DDIM(), Uniform(), MEL, space, steps=2, mean=-2.0).eval()
 
 

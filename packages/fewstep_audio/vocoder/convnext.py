@@ -1,15 +1,16 @@
-"""ConvNeXt blocks over time: V2 with global response normalisation (arXiv:2301.00808), and V1 told a time (Vocos, arXiv:2306.00814).
+"""ConvNeXt blocks: V2 over time with global response normalisation (arXiv:2301.00808), V1 over frequency and time, told a diffusion time
+(arXiv:2201.03545).
 
     V2   h + W2 GRN(gelu(W1 LN(depthwise_7(h))))
          GRN(h)_c = gamma_c h_c n_c / mean(n) + beta_c + h_c,   n_c = the norm of channel c over time
-    V1   h + gamma W2 gelu(W1 (LN(depthwise_7(h)) (1 + scale(t)) + shift(t)))
+    V1   h + gamma W2 silu(W1 (LN(depthwise_5x5(h)) (1 + scale(t)) + shift(t)))
 
-shapes: h (B, C, T)
+shapes: h (B, C, T) and, of V1, (B, F, T, C)
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, silu
 
 
 class GlobalResponse(nn.Module):
@@ -54,22 +55,24 @@ class ConvNeXtV2(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """(B, C, T) and an embedding of the time (B, E) -> (B, C, T).
+    """(B, F, T, C), channels last, and an embedding of the time (B, E) -> (B, F, T, C).
 
     Args:
         channels, inner: C, and the width of the perceptron; embed: E.
         scale: gamma at the beginning; Vocos has 1 / the number of blocks.
     """
 
+    REACH = 2
+
     def __init__(self, channels: int, inner: int, embed: int, scale: float) -> None:
         super().__init__()
-        self.depthwise = nn.Conv1d(channels, channels, 7, padding=3, groups=channels)
+        self.depthwise = nn.Conv2d(channels, channels, 2 * self.REACH + 1, padding=self.REACH, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.told = nn.Linear(embed, 2 * channels)
         self.wide, self.narrow = nn.Linear(channels, inner), nn.Linear(inner, channels)
         self.gamma = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.told(embedding)[:, None].chunk(2, -1)
-        inner = self.norm(self.depthwise(h).mT) * (1 + scale) + shift
-        return h + (self.gamma * self.narrow(gelu(self.wide(inner)))).mT
+        scale, shift = self.told(embedding)[:, None, None].chunk(2, -1)
+        inner = self.depthwise(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return h + self.gamma * self.narrow(silu(self.wide(self.norm(inner) * (1 + scale) + shift)))

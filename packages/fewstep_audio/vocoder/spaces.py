@@ -1,13 +1,14 @@
 """What states a vocoder's flow runs over, and what the mel says of their size beforehand.
 
     wave       x = w,  std = scale max((e - low) / (high - low), .1) repeated hop times,  e_f = sqrt(sum_bands mel_f)     (PeriodWave, arXiv:2408.07547)
-    spectrum   x = X = c |S|^e exp(i angle S), two channels,  std = c S_hat^e / sqrt 2                                     (SpecFlow)
+    mdct       x = MDCT(w),  std = r (S_hat / (r sqrt(pi/4 sum w^2)))^p                                                     (SpecFlow)
                S_hat(f) = sum_m W_mf v_m / sum_m W_mf,  v_m = mel_m / sum_f W_mf: the magnitude at f that the bands say
 
 States are held as x' = x / std, whose noise is white (fewstep/paths/shaped.py, `Diagonal`): training, solvers and distillation see nothing else.
 e ranges from low to high over the training set, see `energy_range`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,7 @@ from torch.nn.functional import pad
 
 from fewstep.paths.shaped import Diagonal
 from fewstep_audio.mels import Mel
-from fewstep_audio.spectrogram import ComplexSpectrogram
+from fewstep_audio.vocoder.mdct import at_coefficients, imdct, mdct
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Space(ABC):
         """Mel frames (B, bands, T) as one for each frame of the state."""
 
     @abstractmethod
-    def level(self, linear: Tensor) -> Tensor:
-        """How loud frames are, as the network is told: (B, 1, T)."""
+    def conditions(self, mel: Mel, linear: Tensor) -> dict[str, Tensor]:
+        """What the network is told beside the mel: std (B, 1, T), how loud frames are, and what else the space has."""
 
     @abstractmethod
     def shaper(self, mel: Mel, linear: Tensor) -> Diagonal:
         """The prior's standard deviations, broadcast against states."""
 
     @abstractmethod
-    def encode(self, wave: Tensor) -> Tensor:
+    def encode(self, mel: Mel, wave: Tensor) -> Tensor:
         """(B, N) -> the state before it is divided by std."""
 
     @abstractmethod
@@ -50,11 +51,7 @@ class Space(ABC):
 
     @abstractmethod
     def from_frames(self, noise: Tensor) -> Tensor:
-        """(B, T, numbers of a frame) -> a state."""
-
-    @abstractmethod
-    def numbers(self, mel: Mel) -> int:
-        """How many a frame has."""
+        """(B, T, hop) -> a state: a frame has as many numbers as samples."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +79,17 @@ class WaveSpace(Space):
         """Without the frame beyond the last whole hop that centred presets have."""
         return frames if mel.framing == "same" else frames[:, :, :-1]
 
+    def conditions(self, mel: Mel, linear: Tensor) -> dict[str, Tensor]:
+        return {"std": self.level(linear)}
+
     def level(self, linear: Tensor) -> Tensor:
+        """(B, 1, T)."""
         return ((energy(linear) - self.low) / (self.high - self.low)).clamp_min(self.floor)[:, None]
 
     def shaper(self, mel: Mel, linear: Tensor) -> Diagonal:
         return Diagonal(self.scale * self.level(linear)[:, 0].repeat_interleave(mel.hop, 1))
 
-    def encode(self, wave: Tensor) -> Tensor:
+    def encode(self, mel: Mel, wave: Tensor) -> Tensor:
         return wave
 
     def decode(self, x: Tensor, length: int) -> Tensor:
@@ -97,33 +98,35 @@ class WaveSpace(Space):
     def from_frames(self, noise: Tensor) -> Tensor:
         return noise.flatten(1)
 
-    def numbers(self, mel: Mel) -> int:
-        return mel.hop
-
 
 @dataclass(frozen=True)
-class SpectrumSpace(Space):
-    """Compressed complex spectrograms (B, 2, F, T), frames centred.
+class MDCTSpace(Space):
+    """MDCT coefficients (B, hop, T + 1), frames centred.
 
     Args:
-        spectrogram: of the mel's n_fft and hop.
+        power: how far the prior follows the mel. 1: states of unit variance everywhere; below, more noise than the mel asks for where it is quiet,
+            so that what is loud comes first and counts more.
+        reference: the deviation that is the same at all powers: about that of the whole training set.
     """
 
     extra = 1
 
-    spectrogram: ComplexSpectrogram
+    power: float = 0.75
+    reference: float = 0.03
 
     def align(self, mel: Mel, frames: Tensor) -> Tensor:
-        """Presets whose frames stand half a hop later, between two of the spectrogram's: the means of neighbours."""
+        """Presets whose frames stand half a hop later, between two of the transform's: the means of neighbours."""
         if mel.framing == "centre":
             return frames
         around = pad(frames, (1, 1), "replicate")
         return (around[:, :, 1:] + around[:, :, :-1]) / 2
 
-    def level(self, linear: Tensor) -> Tensor:
-        return energy(linear).clamp_min(1e-5).log10()[:, None]
+    def conditions(self, mel: Mel, linear: Tensor) -> dict[str, Tensor]:
+        level = energy(linear).clamp_min(1e-5).log10()[:, None]
+        return {"std": level, "envelope": self.envelope(mel, linear)}
 
-    def shaper(self, mel: Mel, linear: Tensor) -> Diagonal:
+    def envelope(self, mel: Mel, linear: Tensor) -> Tensor:
+        """The prior's deviation at the bins of the mel's STFT, (B, F, T)."""
         weights = mel.matrix.to(linear)  # (bands, F)
         mean = linear / weights.sum(1).clamp_min(1e-12)[:, None]
         covered = weights.sum(0)
@@ -132,20 +135,21 @@ class SpectrumSpace(Space):
         bins = torch.arange(len(covered), device=linear.device)
         known = bins[covered > 1e-6 * covered.max()]
         nearest = known[(bins[:, None] - known).abs().argmin(1)]
-        s = self.spectrogram
-        return Diagonal(s.factor * magnitude[:, nearest, :][:, None] ** s.exponent / 2**0.5)
+        # Of noise with deviation 1 the STFT's mean magnitude is sqrt(pi/4 sum w^2), w the Hann window of the mel.
+        noise = (math.pi / 4 * 3 / 8 * mel.win) ** 0.5
+        return self.reference * (magnitude[:, nearest] / (noise * self.reference)) ** self.power
 
-    def encode(self, wave: Tensor) -> Tensor:
-        return self.spectrogram.forward(wave)
+    def shaper(self, mel: Mel, linear: Tensor) -> Diagonal:
+        return Diagonal(at_coefficients(self.envelope(mel, linear), mel.hop))
+
+    def encode(self, mel: Mel, wave: Tensor) -> Tensor:
+        return mdct(wave, mel.hop)
 
     def decode(self, x: Tensor, length: int) -> Tensor:
-        return self.spectrogram.inverse(x, length)
+        return imdct(x, length)
 
     def from_frames(self, noise: Tensor) -> Tensor:
-        return noise.unflatten(2, (2, -1)).permute(0, 2, 3, 1)
-
-    def numbers(self, mel: Mel) -> int:
-        return 2 * (self.spectrogram.n_fft // 2 + 1)
+        return noise.mT
 
 
 def linear(mel: Mel, frames: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Vocoder(Generator):
     """mel (B, bands, T) -> wave (B, N) at the mel's rate; N = T hop, or (T - 1) hop for presets with centred frames.
 
     Args:
-        denoiser: a `ConditionedDenoiser`, whose network encodes `mel` (B, bands, T') and `std` (B, 1, T'), its level, T' frames of the state.
+        denoiser: a `ConditionedDenoiser`, whose network encodes `mel` (B, bands, T') and what else `space` tells, T' frames of the state.
         solver, grid, steps: how it is sampled.
         mel: the preset that it was trained on.
         space: what states are.
@@ -56,12 +56,12 @@ class Vocoder(Generator):
         """{"wave": (B, N)}, N a multiple of hop -> x0, {"mel", "std"}."""
         wave = batch["wave"]
         cond = self.conditions(self.mel(wave))
-        return Prepared(self.shaper(cond).white(self.space.encode(wave)), cond, None)
+        return Prepared(self.shaper(cond).white(self.space.encode(self.mel, wave)), cond, None)
 
     def conditions(self, mel: Tensor) -> dict[str, Tensor]:
-        """mel (B, bands, T) -> {"mel": (B, bands, T'), "std": (B, 1, T')}."""
+        """mel (B, bands, T) -> {"mel": (B, bands, T'), "std": (B, 1, T'), what else the space tells}."""
         mel = self.space.align(self.mel, mel)
-        return {"mel": (mel - self.mean) / self.deviation, "std": self.space.level(linear(self.mel, mel))}
+        return {"mel": (mel - self.mean) / self.deviation} | self.space.conditions(self.mel, linear(self.mel, mel))
 
     def shaper(self, cond: Cond) -> Diagonal:
         """The prior's standard deviations, of conditions."""
@@ -85,9 +85,9 @@ class Vocoder(Generator):
 
     def noise(self, cond: Cond, seed: int = 0, first: int = 0, items: Iterable[int] | None = None) -> Tensor:
         """Standard normal noise of utterances from frame `first` on, each of its own number, 0, 1, ... unless given: a state (B, ...)."""
-        mel, numbers = cond["mel"], self.space.numbers(self.mel)
+        mel = cond["mel"]
         items = range(len(mel)) if items is None else items
-        drawn = torch.stack([frame_noise(seed, i, first, mel.shape[2], numbers) for i in items])
+        drawn = torch.stack([frame_noise(seed, i, first, mel.shape[2], self.mel.hop) for i in items])
         return self.space.from_frames(drawn.to(mel))
 
     def forward(

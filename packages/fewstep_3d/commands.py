@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.command import Command, Parser
 
-DEFAULT_MODEL = "fewstep-demo/student"
+DEFAULT_MODEL = str(Path(__file__).parent / "weights" / "shapes_sds")
 
 
 class Part(NamedTuple):
@@ -89,7 +90,10 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "output", metavar="OUT", help="the mesh to write: .glb, .obj, .ply or .stl, or .html: a page that shows it"
     )
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="DIR", help="artifact folder or hub id (default: the demo's student)"
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="DIR",
+        help="artifact folder or hub id (default: six procedural shapes)",
     )
     parser.add_argument("--steps", type=int, help="network evaluations (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")

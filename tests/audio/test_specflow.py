@@ -12,6 +12,7 @@ from fewstep.prediction import V
 from fewstep.solvers import DDIM
 from fewstep_audio.mels import PRESETS, Mel
 from fewstep_audio.vocoder.conditioned import ConditionedDenoiser
+from fewstep_audio.vocoder.convnext import ConvNeXt
 from fewstep_audio.vocoder.mdct import at_coefficients, imdct, mdct
 from fewstep_audio.vocoder.spaces import MDCTSpace, linear
 from fewstep_audio.vocoder.specflow import SpecFlow
@@ -149,6 +150,18 @@ def test_the_network_sees_spectra_with_phases_at_the_centres():
     sound = noise_like_speech(2, 128 * 12)
     assert torch.allclose(net.wave(net.spectrum(sound)), sound)
     assert torch.equal(net.unpatched(net.patches(net.spectrum(sound))), net.spectrum(sound))
+
+
+def test_slabs_are_the_whole(monkeypatch):
+    """Without gradients perceptrons see a few rows at a time."""
+    block = ConvNeXt(8, 16, 4, 0.5).double()
+    h, embedding = torch.randn(2, 11, 5, 8).double(), torch.randn(2, 4).double()
+    whole, sizes = block(h, embedding), []
+    monkeypatch.setattr("fewstep_audio.vocoder.convnext.SLAB", 3 * 2 * 5 * 8)
+    block.wide.register_forward_hook(lambda module, given, out: sizes.append(out.shape[1]))
+    with torch.no_grad():
+        assert torch.allclose(block(h, embedding), whole, atol=1e-12)
+    assert sizes == [3, 3, 3, 2]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

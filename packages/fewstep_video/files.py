@@ -24,6 +24,8 @@ from torch import Tensor
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".webp")
 WRITE_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 _ENCODERS = {".mp4": "libx264", ".mkv": "libx264", ".mov": "libx264", ".webm": "libvpx-vp9"}
+# x264's macroblock tree makes other files of the same small frames from run to run.
+_OPTIONS = {"libx264": {"x264-params": "mbtree=0"}}
 _ALLOWED = f"a video of at least one frame of 2x2 pixels, {' '.join(SUFFIXES)}"
 
 
@@ -226,7 +228,8 @@ class VideoWriter:
             if about:
                 self._container.metadata["comment"] = json.dumps({"fewstep": about})
             rate = Fraction(self.fps).limit_denominator(1001)
-            self._stream = self._container.add_stream(self.encoder, rate=rate, options={"crf": str(self.quality)})
+            options = {"crf": str(self.quality), **_OPTIONS.get(self.encoder, {})}
+            self._stream = self._container.add_stream(self.encoder, rate=rate, options=options)
         except (FFmpegError, ValueError, OSError) as error:
             self._discard()
             raise VideoError(f"{self.path}: cannot be written ({_reason(error)})") from error

@@ -57,6 +57,15 @@ def test_grey_clips_and_webm(tmp_path):
     assert again.shape == (3, 6, 16, 16) and psnr(again, video.expand(3, -1, -1, -1)) > 30
 
 
+def test_the_same_frames_are_the_same_file(tmp_path):
+    """Many times over: an encoder that reads what is not its own shows in a tenth of them."""
+    files = set()
+    for _ in range(40):
+        write_video(tmp_path / "a.mp4", shapes(32, 12), 8)
+        files.add((tmp_path / "a.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_blocks_are_one_file_and_an_early_end_is_playable(tmp_path):
     video = shapes(32, 12)
     with VideoWriter(tmp_path / "a.mp4", 8) as writer:

@@ -6,6 +6,7 @@ from pathlib import Path
 from fewstep.command import Command
 
 DEFAULT_MODEL = str(Path(__file__).parent / "weights" / "fsdd_tts_cd")
+GRIFFIN_LIM = "griffin-lim"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, metavar="DIR", help="artifact folder or hub id (default: spoken digits)"
     )
     parser.add_argument(
-        "--vocoder", metavar="DIR", help="artifact folder or hub id (default: Griffin-Lim, without a network)"
+        "--vocoder",
+        metavar="DIR",
+        help=f"artifact folder, hub id, or {GRIFFIN_LIM} (default: that of spoken digits where it fits the model, else {GRIFFIN_LIM})",
     )
     parser.add_argument("--steps", type=int, help="network evaluations of the decoder (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise: the same text and seed sound the same")

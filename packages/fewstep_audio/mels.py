@@ -12,7 +12,7 @@ shapes: wave (B, N) in [-1, 1], mel (B, bands, T)
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Literal
 
@@ -121,7 +121,9 @@ class Mel:
         Matrix and window are those of the definition in float64, rounded to float32, so that machines whose float32 arithmetic
         differs in the last digit agree.
         """
-        parts = json.dumps(asdict(self), sort_keys=True).encode(), _triangles(self).tobytes(), _hann(self.win).tobytes()
+        own = asdict(self)  # 4000 and 4000.0 are one preset
+        own |= {f.name: float(own[f.name]) for f in fields(self) if f.type in (float, "float")}
+        parts = json.dumps(own, sort_keys=True).encode(), _triangles(self).tobytes(), _hann(self.win).tobytes()
         return hashlib.blake2b(b"|".join(parts), digest_size=8).hexdigest()
 
     def check(self, other: "Mel", where: str) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
+from fewstep_audio.commands_speak import GRIFFIN_LIM
+from fewstep_audio.commands_vocode import DEFAULT_MODEL as DEFAULT_VOCODER
 from fewstep_audio.griffin_lim import GriffinLim
 from fewstep_audio.item_noise import item_generator
 from fewstep_audio.mels import Mel
@@ -113,6 +115,17 @@ def rested(mel: Tensor, frames: int) -> Tensor:
     return torch.cat([before, mel, after], 1)
 
 
+def chosen(name: str | None, mel: Mel, device: torch.device | str = "cpu") -> tuple[str, Vocoder]:
+    """(name, vocoder): that of an artifact, Griffin-Lim by its name, or unless given the package's own where its mel is this one, else Griffin-Lim."""
+    if name is None:
+        own = load_as(DEFAULT_VOCODER, NetworkVocoder)
+        if own.mel.fingerprint == mel.fingerprint:
+            return Path(DEFAULT_VOCODER).name, own.to(device)
+    if name is None or name == GRIFFIN_LIM:
+        return GRIFFIN_LIM, GriffinLim(mel)
+    return name, load_as(name, NetworkVocoder).to(device)
+
+
 def main(args: argparse.Namespace) -> int:
     """The verb."""
     _check(args)
@@ -121,11 +134,8 @@ def main(args: argparse.Namespace) -> int:
         raise TextError("the text is empty: there is nothing to say")
     model = load_as(args.model, TextToSpeech)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    vocoder = (
-        GriffinLim(model.mel)
-        if args.vocoder is None
-        else load_as(args.vocoder, NetworkVocoder).to(next(model.parameters()).device)
-    )
+    device = next(model.parameters()).device
+    name, vocoder = chosen(args.vocoder, model.mel, device)
     start, parts = time.perf_counter(), split(model, text)
     rate, peak, shown = model.mel.rate, 0.0, torch.zeros(0)
     said = speak(model, vocoder, parts, args.seed, args.speaker, args.speed, args.steps)
@@ -146,7 +156,7 @@ def main(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "speaker": args.speaker or (model.speakers[0] if model.speakers else None),
         "mel": {"name": model.mel.name, "fingerprint": model.mel.fingerprint},
-        "vocoder": args.vocoder or "Griffin-Lim",
+        "vocoder": name,
         "pieces": len(parts),
         "seconds": round(seconds, 3),
         "real_time_factor": round(spent / seconds, 4),

@@ -22,7 +22,6 @@ from fewstep.artifacts import load_as
 from fewstep.command import UsageError
 from fewstep.train.progress import bar
 from fewstep_audio.chunks import Chunks
-from fewstep_audio.commands_vocode import DEFAULT_MODEL
 from fewstep_audio.files import AV_SUFFIXES, SUFFIXES, WRITE_SUFFIXES, AudioError
 from fewstep_audio.mel_files import MEL_SUFFIXES, read_mel
 from fewstep_audio.mels import PRESETS
@@ -120,8 +119,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb: 0 all done, 1 some files failed (each named on stderr)."""
     jobs = _jobs(Path(args.input), Path(args.output))
     _check(args)
-    hint = "; no model comes with the package yet, `fewstep fit` trains one" if args.model == DEFAULT_MODEL else ""
-    model = load_as(args.model, Vocoder, hint)
+    model = load_as(args.model, Vocoder)
     if args.preset:
         PRESETS[args.preset].check(model.mel, args.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,7 +18,6 @@ from fewstep_video.nets.conditions import Texts
 from fewstep_video.preview import PREVIEW_SUFFIXES, write_picture, write_preview
 from fewstep_video.sheet import contact_sheet
 from fewstep_video.texts import stored_text
-from fewstep_video.verbs.generate import DEFAULT_MODEL
 from fewstep_video.video_generator import VideoGenerator
 
 # Clips that are sampled at once.
@@ -83,8 +82,7 @@ def check(args: argparse.Namespace, out: Path) -> None:
 
 def loaded(source: str) -> VideoGenerator:
     """The model of an artifact folder or hub id."""
-    hint = "; no model comes with the package yet, `fewstep fit` trains one" if source == DEFAULT_MODEL else ""
-    return load_as(source, VideoGenerator, hint)
+    return load_as(source, VideoGenerator)
 
 
 def asked(model: VideoGenerator, args: argparse.Namespace) -> list[Tensor]:

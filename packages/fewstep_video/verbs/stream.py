@@ -1,11 +1,9 @@
 """`fewstep video stream`."""
 
 import argparse
-from pathlib import Path
 
 from fewstep.command import Command
-
-DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "bouncing_stream")
+from fewstep_video.verbs.generate import DEFAULT_MODEL
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +17,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", metavar="WxH", help="of the raw frames on stdin")
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="DIR", help="artifact folder or hub id (default: bouncing balls)"
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="DIR",
+        help="artifact folder or hub id (default: moving shapes, which needs --input)",
     )
     parser.add_argument("--class", dest="classes", metavar="NAME", help="class by name or number (default: the first)")
     parser.add_argument("--text", metavar="FILE", help="text embeddings as .safetensors, for models of texts")

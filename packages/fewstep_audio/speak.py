@@ -116,7 +116,11 @@ def rested(mel: Tensor, frames: int) -> Tensor:
 
 
 def chosen(name: str | None, mel: Mel, device: torch.device | str = "cpu") -> tuple[str, Vocoder]:
-    """(name, vocoder): that of an artifact, Griffin-Lim by its name, or unless given the package's own where its mel is this one, else Griffin-Lim."""
+    """(name, vocoder): that of an artifact, Griffin-Lim by its name, or unless given the package's own where its mel is this one, else Griffin-Lim.
+
+    Raises:
+        ArtifactError: no artifact of that name, or one that holds no vocoder.
+    """
     if name is None:
         own = load_as(DEFAULT_VOCODER, NetworkVocoder)
         if own.mel.fingerprint == mel.fingerprint:

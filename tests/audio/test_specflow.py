@@ -54,6 +54,10 @@ def test_the_transform_is_orthonormal_and_made_of_cosines():
             assert x[1, k, t].item() == pytest.approx(total, abs=1e-12)
     state = torch.randn(2, 8, 6, generator=g, dtype=torch.float64)
     assert torch.allclose(mdct(imdct(state), 8)[:, :, 1:-1], state[:, :, 1:-1])
+    with pytest.raises(ValueError, match="13 samples are no whole frames of 8"):
+        mdct(wave[:, :13], 8)
+    with pytest.raises(ValueError, match="n_fft is a multiple of 2 hop, not 512 with hop 100"):
+        SpecFlow(40, 512, 100)
 
 
 def test_a_tone_is_at_the_coefficients_of_its_bins():

@@ -17,7 +17,13 @@ from torch.nn.functional import pad
 
 
 def mdct(wave: Tensor, size: int) -> Tensor:
-    """(B, N) -> (B, M, N / M + 1), M = size, which N is a multiple of."""
+    """(B, N) -> (B, M, N / M + 1), M = size.
+
+    Raises:
+        ValueError: N is no multiple of M.
+    """
+    if wave.shape[1] % size:
+        raise ValueError(f"{wave.shape[1]} samples are no whole frames of {size}")
     frames = pad(wave, (size, size)).unfold(1, 2 * size, size)
     return (frames @ _basis(size, wave.dtype, wave.device)).mT
 

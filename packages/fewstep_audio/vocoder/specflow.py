@@ -27,6 +27,8 @@ class SpecFlow(nn.Module):
         bands, n_fft, hop: of the mel; F = n_fft / 2 + 1, and n_fft is a multiple of 2 hop.
         width, blocks: W, and how many ConvNeXt blocks; inner: the width of their perceptrons, in W.
         patch: P, bins that make one position.
+    Raises:
+        ValueError: n_fft is no multiple of 2 hop.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class SpecFlow(nn.Module):
         patch: int = 4,
     ) -> None:
         super().__init__()
+        if n_fft % (2 * hop):
+            raise ValueError(f"n_fft is a multiple of 2 hop, not {n_fft} with hop {hop}")
         self.bands, self.n_fft, self.hop = bands, n_fft, hop
         self.width, self.blocks, self.inner, self.patch = width, blocks, inner, patch
         self.bins = n_fft // 2 + 1

@@ -53,7 +53,7 @@ class Vocoder(Generator):
         self.mean, self.deviation = mean, deviation
 
     def prepare(self, batch: Mapping[str, Tensor]) -> Prepared:
-        """{"wave": (B, N)}, N a multiple of hop -> x0, {"mel", "std"}."""
+        """{"wave": (B, N)}, N a multiple of hop -> x0, its `conditions`."""
         wave = batch["wave"]
         cond = self.conditions(self.mel(wave))
         return Prepared(self.shaper(cond).white(self.space.encode(self.mel, wave)), cond, None)

@@ -32,7 +32,7 @@ class Exit(ABC):
 
 @dataclass(frozen=True)
 class LastStep(Exit):
-    """The last step, whose x0 is the student's sample."""
+    """The last step, whose x0 is the student's sample: what one fake score for all exits cannot ask for, see docs/distillation.md."""
 
     def __call__(self, n: int, steps: int) -> Tensor:
         return torch.full((n,), steps - 1)

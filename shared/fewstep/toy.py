@@ -83,7 +83,9 @@ class Mixture:
         k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
         xi = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, generator=generator)
         scaled = self.ev[k].sqrt() * xi
-        return self.means[k] + (scaled if self.q is None else torch.einsum("bde,be->bd", self.q[k], scaled)), k
+        if self.q is not None:  # by every component; q[k] would be n matrices
+            scaled = (scaled @ self.q.flatten(0, 1).T).view(n, *self.means.shape)[torch.arange(n), k]
+        return self.means[k] + scaled, k
 
     def flow_map(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """The exact probability-flow solution at time s from x at time t; one component only.

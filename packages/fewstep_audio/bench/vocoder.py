@@ -86,14 +86,15 @@ def judged(vocode: Callable[[Tensor], Tensor], mel: Mel, waves: Sequence[Tensor]
 
 
 def rows(
-    family: str, seed: int, folder: Path, data: str, waves: Sequence[Tensor], mel: Mel
+    family: str, names: Sequence[str], seed: int, folder: Path, data: str, waves: Sequence[Tensor], mel: Mel
 ) -> Iterator[dict[str, Any]]:
     """A row per system, as far as possible from files of an earlier run."""
     floor = GriffinLim(mel)
     yield {"system": "Griffin-Lim", "seed": seed, "evaluations": 0} | _kept(
         folder / str(seed) / "griffin_lim.json", lambda: judged(floor.vocode, mel, waves)
     )
-    for name, system in FAMILIES[family].items():
+    for name in names:
+        system = FAMILIES[family][name]
         place = (
             trained(f"audio/{system.recipe}", seed, folder, [f"--data.init_args.corpus.init_args.folder={data}"])
             / "last"
@@ -120,16 +121,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fewstep_audio.bench.vocoder", description=__doc__)
     parser.add_argument("--digits", required=True, metavar="DIR", help="recordings of the Free Spoken Digit Dataset")
     parser.add_argument("--family", choices=list(FAMILIES), default="specflow")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="of the family (default all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clips", type=int, default=300, help="held-out takes (default 300)")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_vocoder"), metavar="DIR")
     parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
+    names = args.systems or list(FAMILIES[args.family])
+    if unknown := set(names) - set(FAMILIES[args.family]):
+        parser.error(f"--systems: no {sorted(unknown)} in {args.family}; allowed: {list(FAMILIES[args.family])}")
     torch.set_num_threads(1)
     mel = PRESETS["digits_8k"]
     waves, found = clips(args.digits, args.clips, mel), []
     for seed in args.seeds:
-        for row in rows(args.family, seed, args.folder, args.digits, waves, mel):
+        for row in rows(args.family, names, seed, args.folder, args.digits, waves, mel):
             found.append(row)
             sys.stderr.write(
                 f"seed {seed} {row['system']}: PESQ {row['pesq']['mean']:.3f}, mel {row['mel']['mean']:.3f}\n"

@@ -28,7 +28,7 @@ from fewstep.train.ema import EMA
 from fewstep.train.history import History
 from fewstep.train.loader import StatefulLoader
 from fewstep.train.schedules import Constant, Cosine
-from fewstep.train.shell import NonFiniteLoss, Shell, iteration_seed
+from fewstep.train.shell import NonFiniteLoss, Shell, iteration_seed, scheduled
 
 # --- a small training --------------------------------------------------------------------------------------------
 
@@ -152,6 +152,24 @@ def test_a_cosine_schedule_has_its_closed_form():
     assert values[3:] == sorted(values[3:], reverse=True)
     assert Cosine(end=0.1)(99, 11) == pytest.approx(0.1)
     assert Cosine(warmup=20)(5, 10) == pytest.approx(6 / 21)  # shorter than its warm-up
+
+
+def test_adam_updates_all_parameters_in_one_pass_on_a_cpu_and_as_its_loop_does():
+    nets = [nn.Linear(5, 3).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    loop, fused = torch.optim.AdamW(nets[0].parameters()), scheduled(torch.optim.AdamW(nets[1].parameters()))
+    assert fused.param_groups[0]["fused"] and fused.param_groups[0]["base_lr"] == 1e-3
+    for k in range(3):
+        for net in nets:
+            net.zero_grad()
+            net(normal(4, 5, seed=k)).square().sum().backward()
+        loop.step()
+        fused.step()
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-14)
+    asked = scheduled(torch.optim.AdamW(nets[0].parameters(), foreach=True)).param_groups[0]
+    assert asked["foreach"] and not asked["fused"]  # what a recipe asks for stays
+    assert "fused" not in scheduled(torch.optim.RMSprop(nets[0].parameters())).param_groups[0]
 
 
 def test_the_optimizer_runs_at_the_scheduled_rate(tmp_path):

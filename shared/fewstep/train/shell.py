@@ -50,8 +50,8 @@ def seed_iteration(seed: int, device: torch.device) -> None:
 
 
 def scheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Remember each group's learning rate as `base_lr`, which schedules multiply; on a CPU let Adam update all of a group in one pass, as torch
-    does on other devices unasked."""
+    """Remember each group's learning rate as `base_lr`, which schedules multiply; on a CPU, where torch's Adam loops over the parameters unless
+    told otherwise, let it update all of a group in one pass."""
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
         here = all(p.device.type == "cpu" and p.is_floating_point() for p in group["params"])

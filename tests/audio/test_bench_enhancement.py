@@ -65,7 +65,7 @@ def test_rows_of_the_noisy_speech_the_filter_and_a_trained_system(folder, capsys
     front = ComplexSpectrogram(n_fft=62, hop=16)
     model = Enhancer(Denoiser(net, SBVE(c=0.2), Residual()), DDIM(), Uniform(), 1, front, 8000)
     runs = folder / "runs"
-    fewstep.save(model, runs / "0/fsdd_predictive/last")
+    fewstep.save(model, runs / "0/fsdd_predictive/last", {"iteration": 3, "cpu_seconds": 1.5})
     args = ["--digits", str(folder / "recordings"), "--seeds", "0", "--clips", "1", "--folder", str(runs)]
     args += ["--systems", "fsdd_predictive"]
     assert main(args) == 0
@@ -73,6 +73,7 @@ def test_rows_of_the_noisy_speech_the_filter_and_a_trained_system(folder, capsys
     noisy, wiener, predictive = table["rows"]
     assert [r["system"] for r in table["rows"]] == ["noisy", "wiener", "fsdd_predictive"]
     assert (noisy["evaluations"], predictive["evaluations"]) == (0, 1)
+    assert (predictive["training_cpu"], "training_cpu" in noisy) == (1.5, False)
     assert noisy["digits"]["clips"] == len(SNRS)
     assert {f"digits at {snr:g} dB" for snr in SNRS} < noisy.keys()
     assert predictive["digits"]["si_sdr"]["mean"] == pytest.approx(noisy["digits"]["si_sdr"]["mean"], abs=1e-3)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.timing import machine, write
-from fewstep.bench.trainings import trained
+from fewstep.bench.trainings import cost, trained
 from fewstep.train.shell import iteration_seed
 from fewstep_audio.data.degradation import AddedNoise
 from fewstep_audio.data.enhancement_crops import DegradedCrops
@@ -73,16 +73,16 @@ def recorded(folder: str) -> list[Clip]:
     return [Clip(pairs.whole(i), None) for i in range(len(pairs))]
 
 
-def systems(seed: int, folder: Path, data: str, names: Sequence[str]) -> Iterator[tuple[str, int, int, System]]:
-    """(name, steps, evaluations, system), those without learning first."""
-    yield "noisy", 0, 0, lambda noisy, i: noisy
-    yield "wiener", 0, 0, lambda noisy, i: wiener(noisy)
+def systems(seed: int, folder: Path, data: str, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], System]]:
+    """What a row says of a system, and the system; those without learning first."""
+    yield {"system": "noisy", "steps": 0, "evaluations": 0}, lambda noisy, i: noisy
+    yield {"system": "wiener", "steps": 0, "evaluations": 0}, lambda noisy, i: wiener(noisy)
     for name in names:
-        model = pretrained_enhancer(
-            str(trained(f"audio/{name}", seed, folder, [f"--data.init_args.corpus.init_args.folder={data}"]) / "last")
-        )
+        place = trained(f"audio/{name}", seed, folder, [f"--data.init_args.corpus.init_args.folder={data}"])
+        model = pretrained_enhancer(str(place / "last"))
         for steps in SYSTEMS[name]:
-            yield name, steps, model.evaluations(steps), partial(_run, model, seed, steps)
+            about = {"system": name, "steps": steps, "evaluations": model.evaluations(steps)}
+            yield about | cost(place), partial(_run, model, seed, steps)
 
 
 def _run(model: Callable[..., Tensor], seed: int, steps: int, noisy: Tensor, i: int) -> Tensor:
@@ -119,10 +119,10 @@ def rows(
     seed: int, folder: Path, data: str, names: Sequence[str], tests: dict[str, list[Clip]]
 ) -> Iterator[dict[str, Any]]:
     """A row per system and number of steps, as far as possible from files of an earlier run."""
-    for name, steps, evaluations, system in systems(seed, folder, data, names):
-        file = folder / str(seed) / f"{name}_{steps}.json"
+    for about, system in systems(seed, folder, data, names):
+        file = folder / str(seed) / f"{about['system']}_{about['steps']}.json"
         if not file.is_file():
-            row: dict[str, Any] = {"system": name, "steps": steps, "evaluations": evaluations, "seed": seed}
+            row = about | {"seed": seed}
             for test, clips in tests.items():
                 entries = judged(system, clips)
                 row[test] = means(entries)

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 from fewstep import __version__
 from fewstep.command import Command, Parser, UsageError
+from fewstep.memory import keep_freed
 from fewstep.pairs_command import PAIRS
 from fewstep.plan_command import PLAN
 from fewstep.recipes import RECIPES
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         # An orderly end: temporary outputs are removed on the way out.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    keep_freed()
     warnings.formatwarning = lambda message, *args, **kwargs: f"fewstep: {message}\n"
     verb = next((a for a in argv if not a.startswith("-")), "")
     try:

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fewstep.discriminators import Adversary
+from fewstep.memory import keep_freed
 from fewstep.train.shell import Shell
 
 
@@ -164,6 +165,7 @@ def check_checkpoint(file: Path) -> None:
 def instantiate(recipe: Path, overrides: Sequence[str] = ()) -> RecipeCLI:
     """The model, data module and trainer of a recipe as `.model`, `.datamodule`, `.trainer`, nothing run yet."""
     quiet()
+    keep_freed()
     return _cli([f"--config={recipe}", *overrides], run=False)
 
 

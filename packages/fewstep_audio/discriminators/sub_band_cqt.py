@@ -42,7 +42,8 @@ class SubBandCQTDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         spectrum = self.cqt(resample(x, self.rate, 2 * self.rate))
-        h = torch.stack([spectrum.real, spectrum.imag], 1).mT  # (B, 2, T, octaves bins)
+        # (B, 2, T, octaves bins), channels last in memory, as in multi_resolution.py
+        h = torch.view_as_real(spectrum.mT.contiguous()).movedim(-1, 1)
         parts = zip(self.by_octave, h.split(self.bins, 3), strict=True)
         h, found = torch.cat([conv(part) for conv, part in parts], 3), []
         for layer in self.layers:

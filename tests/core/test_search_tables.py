@@ -41,9 +41,9 @@ def test_boss_is_the_least_of_all_ways():
     for k in (1, 2, 4, 12):
         nodes, cost = boss_steps(c, k)
         ways = ((0, *inner, 12) for inner in itertools.combinations(range(1, 12), k - 1))
-        least = min(sum(c[i, j].item() for i, j in pairwise(way)) for way in ways)
+        least = min(sum(c[i, j].item() for i, j in itertools.pairwise(way)) for way in ways)
         assert cost == pytest.approx(least, rel=1e-12)
-        assert sum(c[i, j].item() for i, j in pairwise(nodes)) == pytest.approx(cost, rel=1e-12)
+        assert sum(c[i, j].item() for i, j in itertools.pairwise(nodes)) == pytest.approx(cost, rel=1e-12)
 
 
 def test_boss_takes_every_node_of_a_teacher_of_as_many_steps():
@@ -148,7 +148,7 @@ def test_a_grown_table_makes_the_same_samples(solver):
     table, world, x = Table.of(solver, path, LogSNR(end=1e-3)(path, 4)), ring(path), normal(8, 2)
     larger = grown(table, 9)
     assert larger.nfe == 9
-    assert all(a > b for a, b in pairwise(larger.times))
+    assert all(a > b for a, b in itertools.pairwise(larger.times))
     ours, theirs = (sample(world, x, path, t, t.grid) for t in (larger, table))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 

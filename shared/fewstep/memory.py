@@ -1,7 +1,7 @@
 """Memory that one step frees stays with the process for the next one.
 
 glibc gives large blocks back to the kernel as soon as they are free, and every page of the next step's tensors is then a fault and is
-zeroed anew: a fifth of the CPU seconds of a small network's training step. The peak of a process grows by 5 % at most where measured.
+zeroed anew: up to a fifth of the CPU seconds of a small network's training step. The peak of a process grows by 5 % at most where measured.
 """
 
 import ctypes

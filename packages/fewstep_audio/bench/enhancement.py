@@ -130,7 +130,7 @@ def rows(
                 row |= {f"{test} at {snr:g} dB": means([e for e in entries if e["snr"] == snr]) for snr in snrs}
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(row, indent=2))
-        yield json.loads(file.read_text())
+        yield about | json.loads(file.read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

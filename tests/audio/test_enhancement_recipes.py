@@ -18,8 +18,8 @@ NAMES = [
     for n in sorted(recipes.available())
     if "fewstep_audio.data.enhancement_" in recipes.find(n).read_text()
 ]
-STUDENTS = ["fsdd_sgmse_cd", "fsdd_sgmse_student"]
-NEEDS = {"fsdd_sgmse_student": "fsdd_sgmse", "fsdd_sgmse_cd": "fsdd_sgmse", "fsdd_storm": "fsdd_predictive"}
+STUDENTS = ["fsdd_sgmse_cd", "fsdd_sgmse_crp", "fsdd_sgmse_student"]
+NEEDS = {name: "fsdd_sgmse" for name in STUDENTS} | {"fsdd_storm": "fsdd_predictive"}
 
 
 def sound(n, rate, seed):

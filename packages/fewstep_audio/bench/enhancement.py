@@ -40,6 +40,7 @@ SYSTEMS = {
     "fsdd_sb": (1, 2, 4, 8, 16),
     "fsdd_sgmse": (30,),
     "fsdd_sgmse_student": (1, 2),
+    "fsdd_sgmse_crp": (1, 2),
     "fsdd_sgmse_cd": (1, 2),
     "fsdd_storm": (10,),
 }

@@ -85,7 +85,7 @@ class Fit:
 
     def terms(self, grid: Grid, out: Rendered, seen: "Seen") -> dict[str, Tensor]:
         """What the loss is the sum of: rendered pixels against those that were seen, and the field itself."""
-        found = {"colours": l1(out.features, seen.colours), "eikonal": self.eikonal * eikonal(grid)}
+        found = {"colours": l1(out.features, seen.colours), "eikonal": self.eikonal * grid.eikonal()}
         if seen.mask is not None:
             found["mask"] = self.mask * l1(out.opacity, seen.mask)
         if seen.normals is not None and out.normals is not None:
@@ -135,11 +135,6 @@ class Pixels:
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """mean |a - b|."""
     return (a - b).abs().mean()
-
-
-def eikonal(grid: Grid) -> Tensor:
-    """mean (|grad f| - 1)^2 over the corners of a grid, by central differences."""
-    return (grid.slope().norm(dim=1) - 1).square().mean()
 
 
 @torch.no_grad()

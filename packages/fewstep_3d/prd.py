@@ -105,7 +105,7 @@ class Rendering(AlternatingDistiller):
         terms = super().student_terms(reached, drawn, batch)
         assert self._fields is not None and self._opacity is not None
         if self.eikonal:
-            terms["eikonal"] = self.eikonal * (self._fields.slope().norm(dim=1) - 1).square().mean()
+            terms["eikonal"] = self.eikonal * self._fields.eikonal()
         if self.sparsity:
             terms["sparsity"] = self.sparsity * (1 - self.progress) * (self._opacity.square() + 0.01).sqrt().mean()
         return terms

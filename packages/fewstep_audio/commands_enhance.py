@@ -6,13 +6,13 @@ from fewstep.command import Command
 
 # Mode -> the recipe whose artifact comes with the package as `weights/RECIPE`.
 MODES = {
-    "student": "fsdd_sgmse_student",
+    "student": "fsdd_sgmse_crp",
     "predict": "fsdd_predictive",
     "bridge": "fsdd_sb",
     "diffuse": "fsdd_sgmse",
     "storm": "fsdd_storm",
 }
-DEFAULT = "bridge"
+DEFAULT = "student"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="the file (wav, flac, ogg, mp3) or folder to write")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--mode", choices=list(MODES), default=DEFAULT, help="which of the package's own models (default: bridge)"
+        "--mode", choices=list(MODES), default=DEFAULT, help="which of the package's own models (default: student)"
     )
     which.add_argument("--model", metavar="DIR", help="artifact folder or hub id of your own enhancer")
     parser.add_argument("--steps", type=int, help="steps of its sampler (default: the model's own)")

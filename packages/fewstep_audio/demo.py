@@ -35,7 +35,7 @@ from fewstep_audio.speak import speak
 from fewstep_audio.tts.text_to_speech import TextToSpeech
 
 SHARE = {"teacher": 0.55, "student": 0.37}  # of the training time; the rest is validation and comparison
-RECIPES = {"teacher": "audio/fsdd_sgmse", "student": "audio/fsdd_sgmse_student"}
+RECIPES = {"teacher": "audio/fsdd_sgmse", "student": "audio/fsdd_sgmse_crp"}
 # Name -> model, steps, and what is said of it.
 WAYS = {
     "teacher 60": ("teacher", 30, "30 predictor-corrector steps"),
@@ -115,14 +115,11 @@ def train(name: str, source: str, args: argparse.Namespace, work: Path, console:
         "--trainer.limit_val_batches=1",  # sixty evaluations of all clips would take as long as the training
         "--trainer.log_every_n_steps=10",
     ]
-    timed = ["--model.init_args.iterations=1"]
     if name == "student":
         options.append(f"--model.init_args.teacher.init_args.source={work / 'teacher'}")
-        options.append("--model.init_args.pool.init_args.size=32")
-        timed.append("--model.init_args.pool.init_args.size=4")  # the steady state, a full ring
     file = recipes.find(RECIPES[name])
     with console.status(f"{name}: measuring this machine"):
-        seconds = pace(instantiate(file, [*options, *timed]))
+        seconds = pace(instantiate(file, [*options, "--model.init_args.iterations=1"]))
     iterations = max(20, int(args.minutes * 60 * SHARE[name] / seconds))
     options += [f"--model.init_args.iterations={iterations}", f"--trainer.val_check_interval={iterations}"]
     cli = instantiate(file, options)
@@ -201,7 +198,7 @@ def build(metrics: dict[str, Any], sounds: Sequence[dict[str, Audio]], stages: d
     for n, group in enumerate(sounds):
         report.sounds(f"Held-out clip {n + 1}", [(name, wav(audio)) for name, audio in group.items()])
         report.gallery("", [("spectrograms", spectrograms(group))])
-    for name, term in (("teacher", "denoising"), ("student", "distill")):
+    for name, term in (("teacher", "denoising"), ("student", "correction")):
         curve = Curve(term, *stages[name].curves[f"train/{term}"])
         report.curves(f"{name.title()}: training", [curve], "iteration", "loss")
     rows = [["noisy", f"{m['noisy']['si_sdr']:.2f}", "", ""]]

@@ -89,7 +89,7 @@ def run(folder):
 
 
 def test_the_recipes_are_those_of_the_issue_and_of_the_modes():
-    assert {"fsdd_sgmse", "fsdd_sb", "fsdd_predictive", "fsdd_storm", "fsdd_sgmse_student"} == set(MODES.values())
+    assert {"fsdd_sgmse", "fsdd_sb", "fsdd_predictive", "fsdd_storm", "fsdd_sgmse_crp"} == set(MODES.values())
     assert set(MODES.values()) | {"vbd_sgmse", "vbd_sb", "vbd_storm"} <= set(NAMES)
 
 

@@ -18,8 +18,13 @@ NAMES = [
     for n in sorted(recipes.available())
     if "fewstep_audio.data.enhancement_" in recipes.find(n).read_text()
 ]
-STUDENTS = ["fsdd_sgmse_cd", "fsdd_sgmse_crp", "fsdd_sgmse_student"]
-NEEDS = {name: "fsdd_sgmse" for name in STUDENTS} | {"fsdd_storm": "fsdd_predictive"}
+STUDENTS = {
+    "fsdd_sgmse_cd": "fsdd_sgmse",
+    "fsdd_sgmse_crp": "fsdd_sgmse",
+    "fsdd_sgmse_student": "fsdd_sgmse",
+    "vbd_sgmse_crp": "vbd_sgmse",
+}
+NEEDS = STUDENTS | {"fsdd_storm": "fsdd_predictive"}
 
 
 def sound(n, rate, seed):
@@ -53,6 +58,7 @@ def options(name):
         given += ["--data.init_args.samples=960", "--data.init_args.validation_samples=960"]
     else:  # 16 of 256 frames and bins
         given += ["--data.init_args.samples=1920"]
+    if name.startswith("vbd") and name not in STUDENTS:
         for net in (
             "denoiser.init_args.net",
             *(["predictor.init_args.denoiser.init_args.net"] if name == "vbd_storm" else []),

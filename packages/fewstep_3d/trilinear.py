@@ -14,7 +14,7 @@ from torch.nn.functional import embedding_bag, grid_sample
 
 def trilinear(values: Tensor, points: Tensor) -> Tensor:
     """values (B, C, G, G, G) at the corners of [-1, 1]^3, points (B, N, 3) -> (B, N, C); outside of the cube the value of its face goes on."""
-    if values.is_cuda or points.requires_grad:
+    if values.device.type != "cpu" or points.requires_grad:
         # grid_sample's coordinates are (last, middle, first) axis.
         at = points.flip(-1)[:, None, None]
         return grid_sample(values, at, padding_mode="border", align_corners=True)[:, :, 0, 0].transpose(1, 2)
@@ -45,13 +45,14 @@ class _Trilinear(torch.autograd.Function):
 
 
 def cells(points: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Of points (B, N, 3) the corners of their cells as rows of a table of all objects' corners: int32 (B N, 8), and their weights (B N, 8)."""
+    """Of points (B, N, 3) the corners of their cells as rows of a table of all objects' corners: (B N, 8) integers, and their weights (B N, 8)."""
+    whole = torch.int32 if len(points) * side**3 < 2**31 else torch.int64  # the shorter ones are faster
     at = ((points + 1) * ((side - 1) / 2)).clamp(0, side - 1).flatten(0, 1).T.contiguous()
-    low = at.int().clamp(max=side - 2)
-    first = torch.arange(len(points), dtype=torch.int32, device=at.device).repeat_interleave(points.shape[1]) * side**3
+    low = at.to(whole).clamp(max=side - 2)
+    first = torch.arange(len(points), dtype=whole, device=at.device).repeat_interleave(points.shape[1]) * side**3
     corner = first + (low[0] * side + low[1]) * side + low[2]
     steps = [(i * side + j) * side + k for i in (0, 1) for j in (0, 1) for k in (0, 1)]
     x, y, z = at - low
     yz = [(1 - y) * (1 - z), (1 - y) * z, y * (1 - z), y * z]
     weights = torch.stack([u * v for u in (1 - x, x) for v in yz], 1)
-    return corner[:, None] + torch.tensor(steps, dtype=torch.int32, device=at.device), weights
+    return corner[:, None] + torch.tensor(steps, dtype=whole, device=at.device), weights

@@ -30,7 +30,8 @@ class _Trilinear(torch.autograd.Function):
         weights = weights.to(values.dtype)
         ctx.save_for_backward(rows, weights)
         ctx.shape = values.shape
-        table = values.permute(0, 2, 3, 4, 1).reshape(-1, values.shape[1]).contiguous()  # of one object it would be a view
+        # contiguous: of one object it would be a view, whose rows are read ten times as slowly
+        table = values.permute(0, 2, 3, 4, 1).reshape(-1, values.shape[1]).contiguous()
         out = embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
         return out.unflatten(0, points.shape[:2])
 

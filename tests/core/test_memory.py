@@ -24,15 +24,16 @@ def faults(steps):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults(4)
-print(agreed, faults(8))
+print(agreed, *(faults(8) for _ in range(3)))
 """
 
 
 def counted(way, **environment):
+    """Whether the allocator agreed, and the page faults of eight steps: the least of three counts, for a heap may still grow a little once."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     run = [sys.executable, "-c", COUNTED, way]
     out = subprocess.run(run, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout.split()
-    return out[0], int(out[1])
+    return out[0], min(map(int, out[1:]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt(3)")

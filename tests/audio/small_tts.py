@@ -21,20 +21,22 @@ WAYS = {
 }
 
 
-def small(way="edm", steps=3, speakers=("ann", "bob"), symbols=SYMBOLS, **kwargs):
+def small(way="edm", steps=3, speakers=("ann", "bob"), symbols=SYMBOLS, mel=MEL, **kwargs):
     """The model; weights random everywhere."""
     path, prediction, solver, grid = WAYS[way]
     torch.manual_seed(0)
     voice = 4 if speakers else 0
-    encoder = TextEncoder(symbols.count, 8, 12, 16, 2, 1, duration_width=8, speakers=len(speakers), speaker_width=voice)
-    net = Residual1d(8, 16, (1, 2), speaker_width=voice)
+    encoder = TextEncoder(
+        symbols.count, mel.bands, 12, 16, 2, 1, duration_width=8, speakers=len(speakers), speaker_width=voice
+    )
+    net = Residual1d(mel.bands, 16, (1, 2), speaker_width=voice)
     model = TextToSpeech(
         Denoiser(net, path(), prediction()),
         solver(),
         grid(),
         symbols,
         encoder,
-        MEL,
+        mel,
         steps,
         -2.0,
         0.3,

@@ -187,6 +187,11 @@ class TextToSpeech(Generator):
             raise TextError(f"unknown speaker {name!r}; the model has {known}")
         return None if not self.speakers else self.speakers.index(name or self.speakers[0])
 
+    @staticmethod
+    def durations(log_durations: Tensor, text_mask: Tensor, speed: float = 1.0) -> Tensor:
+        """ceil(d / speed), rounded after the speed: as many frames as are spoken; (B, Tx), 0 in the padding."""
+        return ((log_durations.exp() / speed).ceil().clamp(min=1) * text_mask[:, 0]).long()
+
     def forward(
         self,
         texts: Sequence[Tensor],
@@ -209,8 +214,7 @@ class TextToSpeech(Generator):
         text_mask = length_mask(lengths, ids.shape[1]).to(device)
         who = None if speaker is None else torch.full((len(ids),), speaker, device=device)
         mu_x, log_durations, voice = self.encoder(ids, text_mask, who)
-        # Rounded after the speed: as many frames as are spoken.
-        durations = ((log_durations.exp() / speed).ceil().clamp(min=1) * text_mask[:, 0]).long()
+        durations = self.durations(log_durations, text_mask, speed)
         frames = durations.sum(1)
         size = int(frames.max())
         mu, mask = stretch(mu_x, durations, size), length_mask(frames, size)

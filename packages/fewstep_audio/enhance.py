@@ -24,7 +24,7 @@ from fewstep_audio.commands_enhance import MODES
 from fewstep_audio.enhancement.enhancer import Enhancer
 from fewstep_audio.files import WRITE_SUFFIXES, Audio, AudioError, list_audio
 from fewstep_audio.picture import write_spectrograms
-from fewstep_audio.resample import resample_blocks
+from fewstep_audio.resample import note, resample_blocks
 from fewstep_audio.streams import AudioWriter, audio_info, read_blocks
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -129,7 +129,8 @@ def main(args: argparse.Namespace) -> int:
         for file, to in jobs:
             try:
                 done.append(enhance_file(model, file, to, args.seed, args.steps, args.chunk, args.plot))
-                _say_rate(file, done[-1]["rate"], model.rate)
+                if said := note(file, done[-1]["rate"], model.rate):
+                    sys.stderr.write(f"fewstep enhance: {said}")
             except AudioError as err:
                 failed.append({"input": str(file), "error": str(err)})
                 sys.stderr.write(f"fewstep enhance: {err}\n")
@@ -143,12 +144,6 @@ def main(args: argparse.Namespace) -> int:
         }
         print(json.dumps({**facts, "rate": model.rate, "done": done, "failed": failed}, indent=2))
     return 1 if failed else 0
-
-
-def _say_rate(file: Path, rate: int, own: int) -> None:
-    if rate != own:
-        lost = f"; nothing above {own // 2} Hz is left" if rate > own else ""
-        sys.stderr.write(f"fewstep enhance: {file} has {rate} Hz, the model {own} Hz: resampled there and back{lost}\n")
 
 
 def _model(source: str | None, mode: str) -> Enhancer:

@@ -25,6 +25,12 @@ def resample(wave: Tensor, rate: int, to: int) -> Tensor:
     return wave if rate == to else AF.resample(wave, rate, to, **_KERNEL)
 
 
+def note(file: object, rate: int, own: int) -> str:
+    """What a model of its own rate does to a file of another, one line; empty for equal rates."""
+    lost = f"; nothing above {own // 2} Hz is left" if rate > own else ""
+    return f"{file} has {rate} Hz, the model {own} Hz: resampled there and back{lost}\n" if rate != own else ""
+
+
 def resample_blocks(blocks: Iterable[Tensor], rate: int, to: int) -> Iterator[Tensor]:
     """`resample` of a signal that comes in blocks (C, n) of any n: the same samples as at once, in blocks; memory holds one block.
 

@@ -26,7 +26,7 @@ from fewstep_audio.files import AV_SUFFIXES, SUFFIXES, WRITE_SUFFIXES, AudioErro
 from fewstep_audio.mel_files import MEL_SUFFIXES, read_mel
 from fewstep_audio.mels import PRESETS
 from fewstep_audio.picture import write_picture
-from fewstep_audio.resample import resample
+from fewstep_audio.resample import note, resample
 from fewstep_audio.streams import AudioWriter, audio_info, read_blocks
 from fewstep_audio.vocoder.vocoder import Vocoder
 
@@ -130,6 +130,8 @@ def main(args: argparse.Namespace) -> int:
             try:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 done.append(_one(model, file, to, args))
+                if said := note(file, done[-1]["rate"], model.mel.rate):
+                    sys.stderr.write(f"fewstep vocode: {said}")
             except AudioError as error:
                 failed.append({"input": str(file), "error": str(error)})
                 sys.stderr.write(f"fewstep vocode: {error}\n")

@@ -26,7 +26,7 @@ def resample(wave: Tensor, rate: int, to: int) -> Tensor:
 
 
 def note(file: object, rate: int, own: int) -> str:
-    """What a model of its own rate does to a file of another, one line; empty for equal rates."""
+    """What a model of `own` Hz does to a file of `rate` Hz: one line with its end, empty for equal rates."""
     lost = f"; nothing above {own // 2} Hz is left" if rate > own else ""
     return f"{file} has {rate} Hz, the model {own} Hz: resampled there and back{lost}\n" if rate != own else ""
 

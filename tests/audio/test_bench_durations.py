@@ -48,3 +48,7 @@ def test_all_rows_on_an_untrained_model(tmp_path, capsys):
     assert rows["recordings, each other's durations"] == rows["recordings"]
     other = [rows[k]["frechet"] for k in ("recordings, the model's durations", "model, recorded durations", "model")]
     assert len({rows["recordings"]["frechet"], *other}) == 4
+    for wrong, told in (("15", "multiple of 10"), ("0", "multiple of 10"), ("30", "takes of every voice and digit")):
+        with pytest.raises(SystemExit):
+            main([*args, "--samples", wrong])
+        assert told in capsys.readouterr().err

@@ -98,13 +98,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     model, train = load_as(args.model, TextToSpeech).eval(), SpokenDigits(args.recordings).division()[0]
     voices = sorted({u.speaker for u in train if u.speaker})
-    numbers, each = [model.speakers.index(v) for v in voices], args.samples // (10 * len(voices))
+    if unknown := set(voices) - set(model.speakers):
+        parser.error(f"--recordings: {sorted(unknown)} are no voices of the model, which has {list(model.speakers)}")
+    least = 10 * len(voices)
+    if args.samples < least or args.samples % least:
+        parser.error(f"--samples is a multiple of {least} (ten digits, {len(voices)} voices), not {args.samples}")
+    numbers, each = [model.speakers.index(v) for v in voices], args.samples // least
     found = []
     for seed in args.seeds:
         torch.manual_seed(seed)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
         reference = real([train[i] for i in order[: args.samples]], model)
-        part = balanced([train[i] for i in order[args.samples :]], args.samples)
+        try:
+            part = balanced([train[i] for i in order[args.samples :]], args.samples)
+        except ValueError as error:
+            parser.error(f"--samples {args.samples}: beside as many for the reference, {error}")
         mels = rows(model, part, each, args.steps)
         mels |= {"model": said(model, numbers, args.samples, seed, args.steps)[0]}
         found.append({"seed": seed, "rows": {name: figures(m, reference) for name, m in mels.items()}})

@@ -189,7 +189,10 @@ class TextToSpeech(Generator):
 
     @staticmethod
     def durations(log_durations: Tensor, text_mask: Tensor, speed: float = 1.0) -> Tensor:
-        """ceil(d / speed), rounded after the speed: as many frames as are spoken; (B, Tx), 0 in the padding."""
+        """ceil(d / speed), at least 1, rounded after the speed: the frames that each symbol is spoken for, (B, Tx) int64, 0 in the padding.
+
+        log_durations: log d of the encoder, (B, Tx); text_mask: (B, 1, Tx).
+        """
         return ((log_durations.exp() / speed).ceil().clamp(min=1) * text_mask[:, 0]).long()
 
     def forward(

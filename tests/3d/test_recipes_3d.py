@@ -198,6 +198,24 @@ def test_the_bench_of_classes_fills_its_table(trained, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_bench_of_classes_trains_for_the_seconds_it_is_given(trained, capsys):
+    """As many iterations as a trial says, schedules to their end; asked again, the trial is not repeated."""
+    from fewstep_3d.bench import classes
+
+    trained("shapes_teacher")
+    Path("equal/0").mkdir(parents=True)
+    Path("equal/0/shapes_teacher").symlink_to(Path("runs/shapes_teacher").resolve())
+    given = ["--seeds", "0", "--systems", "shapes_sds", "--per-class", "2", "--members", "3", "--side", "12"]
+    given += ["--folder", "equal", "--seconds", "2", "--set", *(o[2:] for o in options("shapes_sds")[1:])]
+    assert classes.main([*given, "--out", "classes.json"]) == 0
+    plan = json.loads(Path("equal/0/shapes_sds/plan.json").read_text())
+    assert plan["iterations"] == max(1, round(2 / plan["each"]))
+    row = next(r for r in json.loads(Path("classes.json").read_text())["rows"] if r["system"].startswith("shapes_sds"))
+    assert row["training"]["iterations"] == plan["iterations"]
+    assert classes.affordable("shapes_sds", 0, Path("equal"), 100.0, []) == plan["iterations"]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_demo_leaves_a_report(tmp_path, monkeypatch, capsys):
     small = {
         "per_class: 150": "per_class: 1",

@@ -1,7 +1,8 @@
 """`python -m fewstep_3d.bench.classes`: classes to meshes by few-step students, against their teacher and against carving.
 
-Students are those of recipes/3d, each trained in DIR/SEED/RECIPE after its teacher, all for the same CPU seconds where --seconds is
-given (trainings stop there). Finished trainings and rows lie in DIR and are not made again, so that an interrupted bench goes on.
+Students are those of recipes/3d, each trained in DIR/SEED/RECIPE after its teacher, of the length of its recipe, or with --seconds all of the
+length that takes so many CPU seconds (by a trial of a few iterations; schedules run to their end). Finished trainings and rows lie in DIR and
+are not made again, and a training goes on from its checkpoint, so that an interrupted bench goes on.
 
     student, untrained   the sphere that all begin at
     students             at their own number of steps, and K-step ones at 1, 2, 4
@@ -21,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 import trimesh
@@ -29,7 +29,8 @@ from torch import Tensor
 
 from fewstep import recipes
 from fewstep.bench.timing import machine, write
-from fewstep.bench.trainings import seeded
+from fewstep.bench.trainings import cost, seeded, trained
+from fewstep.train.stage import pace
 from fewstep_3d.carving import carved
 from fewstep_3d.fields import FieldError, Grid
 from fewstep_3d.mesh_files import write_mesh
@@ -47,38 +48,29 @@ POINTS = 10_000
 System = Callable[[Tensor, torch.Generator], Grid]
 
 
-class Stop(L.Callback):
-    """End a training after so many CPU seconds of the process."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.start = seconds, time.process_time()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if time.process_time() - self.start > self.seconds:
-            trainer.should_stop = True
-
-
-def trained(recipe: str, seed: int, folder: Path, seconds: float | None, options: Sequence[str]) -> Path:
-    """The artifact of a recipe, trained with this seed after its teacher, unless it is there."""
-    place = folder / str(seed) / recipe
-    if (place / "last").is_dir():
-        return place / "last"
+def affordable(recipe: str, seed: int, folder: Path, seconds: float, options: Sequence[str]) -> int:
+    """Iterations of a recipe whose teacher is trained that fit into so many CPU seconds, by a trial of 20; the same whenever it is asked again."""
     from fewstep.train.fit import instantiate
 
-    text = recipes.find(f"3d/{recipe}").read_text()
-    teacher = set(re.findall(r"source: runs/(\w+)/", text))
-    for needed in teacher:
-        trained(needed, seed, folder, None, [])
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "recipe.yaml").write_text(text.replace("runs/", f"{place.parent}/"))
-    run = instantiate(place / "recipe.yaml", [*seeded(seed), *options])
-    start = time.process_time()
-    if teacher and seconds is not None:
-        run.trainer.callbacks.insert(0, Stop(seconds))  # pyright: ignore[reportAttributeAccessIssue]
-    run.trainer.fit(run.model, run.datamodule)
-    facts = {"cpu_seconds": time.process_time() - start, "iterations": run.model.done}
-    (place / "cost.json").write_text(json.dumps(facts))
-    return place / "last"
+    place = folder / str(seed) / recipe
+    plan = place / "plan.json"
+    if not plan.is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "recipe.yaml").write_text(
+            recipes.find(f"3d/{recipe}").read_text().replace("runs/", f"{place.parent}/")
+        )
+        each = pace(instantiate(place / "recipe.yaml", [*seeded(seed), *options]), time.process_time, 20)
+        plan.write_text(json.dumps({"seconds": seconds, "each": each, "iterations": max(1, round(seconds / each))}))
+    return json.loads(plan.read_text())["iterations"]
+
+
+def student(recipe: str, seed: int, folder: Path, seconds: float | None, options: Sequence[str]) -> Path:
+    """The folder of a trained student, of its recipe's length or of one that takes so many CPU seconds."""
+    trained("3d/shapes_teacher", seed, folder, options)
+    if seconds is not None and not (folder / str(seed) / recipe / "last").is_dir():
+        count = affordable(recipe, seed, folder, seconds, options)
+        options = [*options, f"--model.init_args.iterations={count}"]
+    return trained(f"3d/{recipe}", seed, folder, options)
 
 
 class Reference(NamedTuple):
@@ -178,10 +170,10 @@ def systems(
     """Name -> system, trained where needed."""
     import fewstep
 
-    teacher = pretrained_views(str(trained("shapes_teacher", seed, folder, None, options)))
+    teacher = pretrained_views(str(trained("3d/shapes_teacher", seed, folder, options) / "last"))
     found: dict[str, System] = {"teacher 20 steps, carved": carving_system(teacher, 20, side)}
     for name in names:
-        model = fewstep.load(trained(name, seed, folder, seconds, options))
+        model = fewstep.load(student(name, seed, folder, seconds, options) / "last")
         assert isinstance(model, TriplaneGenerator)
         for steps in STEPS.get(name, (1,)):
             found[f"{name}, {steps} step{'s' * (steps > 1)}"] = student_system(model.eval(), steps, side)
@@ -217,8 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file = args.folder / str(seed) / f"{re.sub(r'[ ,]+', '_', name)}.json"
             if not file.is_file():
                 row = judged(system, ref, args.per_class, seed, args.folder / str(seed))
-                cost = args.folder / str(seed) / name.split(",")[0] / "cost.json"
-                row |= {"training": json.loads(cost.read_text())} if cost.is_file() else {}
+                place = args.folder / str(seed) / ("shapes_teacher" if "carved" in name else name.split(",")[0])
+                row |= {"training": cost(place)} if place.is_dir() else {}
                 file.write_text(json.dumps({"system": name, "seed": seed} | row, indent=2))
             found.append(json.loads(file.read_text()))
             sys.stderr.write(f"seed {seed} {name}: IoU {found[-1]['iou']:.3f}, nearest {found[-1]['nearest']:.2f}\n")

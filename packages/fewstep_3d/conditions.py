@@ -23,6 +23,7 @@ class ConditionedUNet(UNet):
     Args:
         channels, width, mults, blocks, attention, classes, dropout, time_scale: see `UNet`.
         text: D, 0 for none; image: C, 0 for none; views: V cameras, 0 for none.
+        means: the mean of each channel of the state, times sqrt(H W), is told it as well: noise then tells qualities of the whole, such as a size.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class ConditionedUNet(UNet):
         views: int = 0,
         dropout: float = 0.0,
         time_scale: float = 100.0,
+        means: bool = False,
     ) -> None:
         super().__init__(channels, width, mults, blocks, attention, classes, None, dropout, time_scale)
-        self.text, self.image, self.views = text, image, views
+        self.text, self.image, self.views, self.means = text, image, views, means
         embed = 2 * width
+        self.of_means = _perceptron(channels, embed) if means else None
         self.of_text = _perceptron(text, embed) if text else None
         self.of_camera = _perceptron(16 * views, embed) if views else None
         self.of_image = PictureEncoder(image, embed) if image else None
@@ -52,10 +55,16 @@ class ConditionedUNet(UNet):
         sizes = {"label": self.classes, "text": self.text, "image": self.image, "camera": self.views}
         return tuple(name for name, size in sizes.items() if size)
 
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **scalars: Tensor) -> Tensor:
+        """See `UNet`."""
+        if self.means:
+            scalars = {**scalars, "means": x.mean((2, 3)) * (x.shape[-1] * x.shape[-2]) ** 0.5}
+        return super().forward(x, t, label, **scalars)
+
     def _embed(self, t: Tensor, label: Tensor | None, scalars: Mapping[str, Tensor]) -> Tensor:
-        further = {k: scalars[k] for k in ("text", "image", "camera") if k in scalars}
+        parts = {"text": self.of_text, "image": self.of_image, "camera": self.of_camera, "means": self.of_means}
+        further = {k: scalars[k] for k in parts if k in scalars}
         emb = super()._embed(t, label, {k: v for k, v in scalars.items() if k not in further})
-        parts = {"text": self.of_text, "image": self.of_image, "camera": self.of_camera}
         lacking = [name for name, part in parts.items() if (part is None) != (name not in further)]
         if lacking:
             raise ValueError(f"the network wants {', '.join(self.wanted)}; it is given {', '.join(further) or 'none'}")

@@ -25,6 +25,7 @@ from fewstep.distill.sds import SDS
 from fewstep.distill.sid import SIM
 from fewstep.estimate import Estimate
 from fewstep.train.shell import Batch, Terms
+from fewstep_3d.anchors import Anchors, tied
 from fewstep_3d.annealing import Annealed
 from fewstep_3d.cameras import Cameras
 from fewstep_3d.fields import Grid
@@ -43,6 +44,7 @@ class Rendering(AlternatingDistiller):
         student: of fields; steps: K.
         renderer: with normals, that of the teacher's data.
         annealed: narrows the times of the method, which are as given without.
+        anchors: samples of the teacher that the noise of a class-conditional student is tied to.
         eikonal: factor of mean (|grad f| - 1)^2; sparsity: of mean sqrt(opacity^2 + .01), PRD's, to 0 by the end of training.
     """
 
@@ -53,12 +55,22 @@ class Rendering(AlternatingDistiller):
         student: TriplaneGenerator,
         renderer: Renderer = Renderer(NeuS(20.0), Stratified(28), normals=True),
         annealed: Annealed | None = None,
+        anchors: Anchors | None = None,
         eikonal: float = 0.02,
         sparsity: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher, iterations, student=student, **kwargs)
         self.renderer, self.annealed, self.eikonal, self.sparsity = renderer, annealed, eikonal, sparsity
+        self.anchors = anchors
+        if anchors is not None and not (
+            student.net.means and student.net.classes and anchors.numbers <= student.net.channels
+        ):
+            raise ValueError(
+                f"anchors need a student of classes that is told the means of its noise, with at least {anchors.numbers} channels, "
+                f"not means: {student.net.means}, classes: {student.net.classes}, channels: {student.net.channels}"
+            )
+        self._samples: Tensor | None = None
         self._fields: Grid | None = None
         self._opacity: Tensor | None = None
         self._cameras: Cameras | None = None
@@ -83,7 +95,11 @@ class Rendering(AlternatingDistiller):
         shape = (k * n, *(teacher.shape or ()))
         fits = "x0" in batch and batch["x0"].shape[1:] == shape[1:]
         real = batch["x0"].repeat(k, 1, 1, 1) if fits else latents.new_zeros(shape)
-        return Drawn(real, teacher.told(many, self._cameras), None, self.guidance.draw(real), torch.randn_like(latents))
+        noise = torch.randn_like(latents)
+        if self.anchors is not None:
+            samples, codes = self.anchors.draw(cond["label"], teacher, student.net.classes)
+            noise, self._samples = tied(noise, codes), samples.repeat(k, 1, 1, 1)
+        return Drawn(real, teacher.told(many, self._cameras), None, self.guidance.draw(real), noise)
 
     def reach(self, drawn: Drawn, cond: Cond) -> Reached:
         """The views of every step of the student, (K B, ...)."""
@@ -106,6 +122,12 @@ class Rendering(AlternatingDistiller):
         assert self._fields is not None and self._opacity is not None
         if self.eikonal:
             terms["eikonal"] = self.eikonal * self._fields.eikonal()
+        if self.anchors is not None:
+            assert self._samples is not None
+            teacher = cast(ViewTeacher, self.teacher)
+            cameras = self.anchors.cameras(teacher.rig, len(self._samples)).to(self.device)
+            seen = teacher.see(self.renderer.views(self._fields, cameras, len(self._samples)))
+            terms["anchors"] = self.anchors.pull(seen, self._samples, teacher.denoiser.path).mean()
         if self.sparsity:
             terms["sparsity"] = self.sparsity * (1 - self.progress) * (self._opacity.square() + 0.01).sqrt().mean()
         return terms

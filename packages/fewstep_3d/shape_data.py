@@ -4,6 +4,7 @@ Batches {"x0": (B, 4 V, H, W), "camera": (B, V, 16), "label": (B,), "image": (B,
 Validation batches also hold "inside": (B, M, G, G, G), the insides of members of each label's class.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ class ShapeViews(EndlessData):
 
     Args:
         classes: procedural classes, by name, in the order of their labels; without `meshes`.
-        meshes: a folder of watertight meshes in place of them, each a class of its own, in alphabetical order.
+        meshes: a folder of watertight meshes in place of them, each a class of its own, in alphabetical order; y_up: they stand along y.
         per_class: rendered stacks of each class. More looks at procedural shapes are of other members, at meshes from other sides.
         rig: of the cameras; renderer: with normals, the same as the student's.
         side: corners per axis of the grids that are rendered, and of the insides.
@@ -60,6 +61,7 @@ class ShapeViews(EndlessData):
         self,
         classes: tuple[str, ...] = tuple(SHAPES),
         meshes: str | None = None,
+        y_up: bool = False,
         per_class: int = 150,
         rig: Rig | None = None,
         renderer: Renderer | None = None,
@@ -74,7 +76,7 @@ class ShapeViews(EndlessData):
         unknown = sorted(set(classes) - set(SHAPES))
         if unknown or not classes or per_class < 1:
             raise ValueError(f"classes are some of {', '.join(SHAPES)}, not {', '.join(unknown) or 'none'}")
-        self.classes, self.meshes, self.per_class, self.side = tuple(classes), meshes, per_class, side
+        self.classes, self.meshes, self.y_up, self.per_class, self.side = tuple(classes), meshes, y_up, per_class, side
         self.rig, self.renderer = rig or Rig(), renderer or Renderer(NeuS(20.0), Stratified(28), normals=True)
         self.members, self.images, self.text = members, images, text
 
@@ -87,7 +89,7 @@ class ShapeViews(EndlessData):
         if hasattr(self, "train"):
             return
         generator = torch.Generator().manual_seed(self.seed)
-        self.names, fixed = self._sources()
+        self.names, fixed = self.sources
         columns: list[dict[str, Tensor]] = []
         for label, name in enumerate(self.names):
             sdf = fixed.get(name)
@@ -97,8 +99,9 @@ class ShapeViews(EndlessData):
         self.train = _Stacks({k: torch.cat([c[k] for c in columns]) for k in columns[0]})
         self.inside = self._members(fixed)
 
-    def _sources(self) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """Names of the classes, and the signed distances (1, G, G, G) of those that are meshes."""
+    @cached_property
+    def sources(self) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """Names of the classes, and the signed distances (1, G, G, G) of those that are meshes (seconds each, so once)."""
         if self.meshes is None:
             return self.classes, {}
         files = sorted(f for f in Path(self.meshes).glob("*") if f.suffix.lower() in FORMATS)
@@ -107,7 +110,8 @@ class ShapeViews(EndlessData):
         points = corners(self.side, torch.zeros(())).view(-1, 3).double().numpy()
         fields = {}
         for file in files:
-            mesh = normalised(read_mesh(file))
+            mesh = normalised(read_mesh(file, self.y_up))
+            mesh.merge_vertices(merge_tex=True, merge_norm=True)  # seams of textures are no holes
             if not mesh.is_watertight:
                 raise MeshError(f"{file}: the mesh is open; a teacher's meshes are watertight")
             d = signed_distance(mesh, points)
@@ -152,7 +156,7 @@ class ShapeViews(EndlessData):
     def val_dataloader(self) -> DataLoader:
         """One batch: a fresh stack of every class, and the members of all."""
         generator = torch.Generator().manual_seed(self.seed + 2)
-        fixed = self._sources()[1] if self.meshes else {}
+        fixed = self.sources[1]
         looks = [
             self.looked_at(fixed[n] if n in fixed else members(n, 1, self.side, generator), i, generator)
             for i, n in enumerate(self.names)

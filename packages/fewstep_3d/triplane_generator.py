@@ -135,14 +135,19 @@ class TriplaneGenerator(Generator):
 
     @torch.no_grad()
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{"inside": (classes, M, G, G, G)} -> best IoU of a sample of every label with the members of its class, and whether the
-        nearest of all members is of that class; (B,) each."""
+        """{"inside": (classes, M, G, G, G)} -> best IoU of a sample of every label with the members of its class, whether the
+        nearest of all members is of that class, and 1 - IoU with a second sample: 0 where a class has become one shape; (B,) each."""
         if "inside" not in batch:
             return {}
-        own = self(self.prepare(batch).cond, side=batch["inside"].shape[-1]).values[:, 0] < 0
+        cond, side = self.prepare(batch).cond, batch["inside"].shape[-1]
+        own, again = (self(cond, side=side).values[:, 0] < 0 for _ in range(2))
         best = torch.stack([pairwise_iou(own, group).amax(1) for group in batch["inside"]], 1)
-        label = batch["label"]
-        return {"iou": best.gather(1, label[:, None])[:, 0], "nearest": (best.argmax(1) == label).double()}
+        label, apart = batch["label"], 1 - pairwise_iou(own, again).diagonal()
+        return {
+            "iou": best.gather(1, label[:, None])[:, 0],
+            "nearest": (best.argmax(1) == label).double(),
+            "apart": apart,
+        }
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

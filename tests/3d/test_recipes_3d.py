@@ -20,7 +20,7 @@ from fewstep_3d.multi_view import MultiViewGenerator
 from fewstep_3d.texts import hashed
 from fewstep_3d.triplane_generator import TriplaneGenerator
 
-STUDENTS = [f"shapes_{name}" for name in ("sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4")]
+STUDENTS = [f"shapes_{name}" for name in ("sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4", "anchored")]
 NAMES = ["shapes_teacher", *STUDENTS, "meshes_teacher", "meshes_sds"]
 NET = "model.init_args.student.init_args.denoiser.init_args.net.init_args"
 
@@ -63,6 +63,8 @@ def options(name, iterations=2):
     else:
         given += ["--data.init_args.rig.size=12", "--model.init_args.student.init_args.side=12"]
         given += ["--model.init_args.student.init_args.latent_side=4"]
+    if name == "shapes_anchored":
+        given += [f"--model.init_args.anchors.init_args.{k}" for k in ("count=3", "numbers=2", "steps=1")]
     return given
 
 
@@ -78,11 +80,11 @@ def test_a_recipe_trains_and_leaves_a_model(trained, name):
     assert isinstance(model, MultiViewGenerator if name.endswith("teacher") else TriplaneGenerator)
     if isinstance(model, TriplaneGenerator):
         assert model.steps == {"shapes_prd2": 2, "shapes_prd4": 4}.get(name, 1)
-        assert {"val/iou", "val/nearest"} <= module.latest.keys()
+        assert {"val/iou", "val/nearest", "val/apart"} <= module.latest.keys()
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["shapes_teacher", "shapes_asd", "shapes_dmd", "shapes_prd2"])
+@pytest.mark.parametrize("name", ["shapes_teacher", "shapes_asd", "shapes_dmd", "shapes_prd2", "shapes_anchored"])
 def test_a_killed_run_resumes_bit_for_bit(trained, name):
     trained(name)
     made = []

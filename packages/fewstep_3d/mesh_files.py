@@ -46,7 +46,7 @@ def write_mesh(file: str | Path, mesh: trimesh.Trimesh) -> None:
     """
     file = check_format(file)
     check(mesh, str(file))
-    mesh = mesh.copy()
+    mesh = mesh.copy(include_cache=True)  # normals that the field gave are kept
     if file.suffix.lower() in (".glb", ".html"):
         mesh.apply_transform(TO_Y_UP)
     _ = mesh.vertex_normals  # so that they are written

@@ -32,14 +32,14 @@ def extracted(field: Field, side: int = 96, like: Tensor | None = None, level: f
         raise FieldError(f"a surface is looked for on 4 to {BIGGEST} corners per axis, not {side}")
     grid = field if isinstance(field, Grid) else tabulated(field, side, torch.zeros(()) if like is None else like)
     sdf = grid.values[0, 0].detach().cpu().float().numpy()
-    vertices, faces = surface(sdf, level)
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    vertices, faces, normals = surface(sdf, level)
+    mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False)
     features = field(torch.from_numpy(vertices)[None].to(grid.values)).features
     return coloured(mesh, features[0, :, :3]) if features.shape[-1] >= 3 else mesh
 
 
-def surface(sdf: np.ndarray, level: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (N, 3) in [-1, 1]^3 and outward faces (M, 3) of a (G, G, G) array of signed distances.
+def surface(sdf: np.ndarray, level: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices (N, 3) in [-1, 1]^3, outward faces (M, 3) and outward normals (N, 3), the field's gradients, of (G, G, G) signed distances.
 
     Raises:
         FieldError: no surface, numbers that are not finite.
@@ -50,8 +50,8 @@ def surface(sdf: np.ndarray, level: float = 0.0) -> tuple[np.ndarray, np.ndarray
     if not low < level < high:
         where = "outside of it everywhere" if low >= level else "inside of it everywhere"
         raise FieldError(f"the field has no surface at {level:g}: its distances are {low:.3g} to {high:.3g}, {where}")
-    vertices, faces, _, _ = marching_cubes(sdf, level, gradient_direction="descent", allow_degenerate=False)
-    return (vertices * (2 / (np.array(sdf.shape) - 1)) - 1).astype(np.float32), faces
+    vertices, faces, normals, _ = marching_cubes(sdf, level, gradient_direction="descent", allow_degenerate=False)
+    return (vertices * (2 / (np.array(sdf.shape) - 1)) - 1).astype(np.float32), faces, -normals
 
 
 def coloured(mesh: trimesh.Trimesh, colours: Tensor) -> trimesh.Trimesh:
@@ -62,9 +62,14 @@ def coloured(mesh: trimesh.Trimesh, colours: Tensor) -> trimesh.Trimesh:
     return mesh
 
 
+def components(mesh: trimesh.Trimesh) -> np.ndarray:
+    """(faces,) the number of each face's connected component; faces with a common vertex are connected."""
+    return trimesh.graph.connected_component_labels(mesh.edges, node_count=len(mesh.vertices))[mesh.faces[:, 0]]
+
+
 def largest(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
     """The connected component with the most faces."""
-    label = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    label = components(mesh)
     counts = np.bincount(label)
     if len(counts) == 1:
         return mesh
@@ -73,7 +78,7 @@ def largest(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 def without_crumbs(mesh: trimesh.Trimesh, share: float = 0.01) -> trimesh.Trimesh:
     """Without connected components of less than this share of the faces."""
-    label = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    label = components(mesh)
     counts = np.bincount(label)
     if len(counts) == 1:
         return mesh

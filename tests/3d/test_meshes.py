@@ -52,6 +52,17 @@ def test_the_surface_of_a_torus_has_a_hole():
     assert mesh.volume == pytest.approx(2 * math.pi**2 * 0.5 * 0.04, rel=0.02)
 
 
+def test_normals_are_the_fields_gradients_and_are_written(tmp_path):
+    mesh = extracted(torus, 48)
+    p = torch.tensor(mesh.vertices, requires_grad=True)
+    (gradient,) = torch.autograd.grad(torus(p).sdf.sum(), p)
+    assert ((mesh.vertex_normals * gradient.numpy()).sum(1)).min() > 0.99
+    write_mesh(tmp_path / "torus.glb", largest(mesh))
+    (part,) = trimesh.load_scene(tmp_path / "torus.glb", process=False).geometry.values()
+    written = part.vertex_normals  # y up: (x, z, -y)
+    assert np.allclose(written, mesh.vertex_normals[:, [0, 2, 1]] * [1, 1, -1], atol=1e-5)
+
+
 @pytest.mark.parametrize(("offset", "words"), [(3.0, "outside of it everywhere"), (-3.0, "inside of it everywhere")])
 def test_a_field_without_a_surface_is_an_error_that_says_so(offset, words):
     with pytest.raises(FieldError, match=words):

@@ -287,7 +287,7 @@ def test_data_of_shapes(tmp_path):
 
 
 def test_scores_of_a_member_are_perfect_for_its_class():
-    own = student()
+    own = randomised(student(), 5, 0.3)
     inside = own({"label": torch.tensor([0, 1, 2])}, generator=torch.Generator().manual_seed(0)).values[:, 0] < 0
     torch.manual_seed(0)
     batch = {"label": torch.tensor([0, 1, 2]), "inside": torch.zeros(3, 2, 10, 10, 10, dtype=torch.bool)}
@@ -298,3 +298,8 @@ def test_scores_of_a_member_are_perfect_for_its_class():
     torch.manual_seed(0)
     figures = own.scores(batch)
     assert figures["iou"].tolist() == [1, 1, 1]
+    torch.manual_seed(0)
+    first, second = (own(own.prepare(batch).cond).values[:, 0] < 0 for _ in range(2))
+    wanted = [1 - float((a & b).sum() / (a | b).sum()) for a, b in zip(first, second, strict=True)]
+    assert figures["apart"].tolist() == pytest.approx(wanted)
+    assert max(wanted) > 0

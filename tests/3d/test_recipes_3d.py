@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trimesh
@@ -14,6 +15,7 @@ from fewstep.artifacts import load, read_config, save
 from fewstep.cli import main
 from fewstep.train.fit import instantiate
 from fewstep_3d.cameras import orbit
+from fewstep_3d.fields import Grid
 from fewstep_3d.mesh_files import read_mesh
 from fewstep_3d.mesh_views import mesh_views
 from fewstep_3d.multi_view import MultiViewGenerator
@@ -215,6 +217,31 @@ def test_the_bench_of_classes_trains_for_the_seconds_it_is_given(trained, capsys
     row = next(r for r in json.loads(Path("classes.json").read_text())["rows"] if r["system"].startswith("shapes_sds"))
     assert row["training"]["iterations"] == plan["iterations"]
     assert classes.affordable("shapes_sds", 0, Path("equal"), 100.0, []) == plan["iterations"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_bench_of_pictures_judges_every_mesh_from_held_out_sides(trained, capsys):
+    from fewstep_3d.bench import images
+
+    trained("meshes_sds")
+    Path("pictures").mkdir()
+    Path("pictures/0").symlink_to(Path("runs").resolve())
+    given = ["--meshes", "meshes", "--seeds", "0", "--views", "3", "--side", "12", "--folder", "pictures"]
+    assert images.main([*given, "--out", "images.json"]) == 0
+    table = json.loads(Path("images.json").read_text())
+    assert table["meshes"] == ["ball", "brick"]
+    apart = table["iou_between_meshes"]
+    assert apart[0][0] == apart[1][1] == 1 and 0 < apart[0][1] == apart[1][0] < 1
+    assert [row["system"] for row in table["rows"]] == ["meshes_sds, 1 step", "teacher 20 steps, carved"]
+    for row in table["rows"]:
+        assert np.shape(row["iou_of_views"]) == (2, 3)
+        assert row["iou"] == pytest.approx(np.mean(row["iou_of_views"]))
+        assert row["training"]["iterations"] == 2
+    perfect = images.seen(Path("meshes"), False, 3, 12)
+    again = iter(perfect.sdf)  # a system that makes every mesh itself
+    row = images.judged(lambda image, _: Grid(next(again)[None].expand(len(image), -1, -1, -1, -1)), perfect, 0)
+    assert row["iou"] == row["nearest"] == row["watertight"] == 1
+    assert row["chamfer_l1"] < 2 * row["chamfer_floor"]
 
 
 @pytest.mark.filterwarnings("ignore")

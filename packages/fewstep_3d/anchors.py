@@ -6,9 +6,9 @@ student's object is pulled to one of them where that rig sees it; score distilla
     u_ik = the k-th principal component of x_i in its class          c_ik = Phi^-1((rank of u_ik + 1/2) / N),   k < numbers
     noise z ~ N(0, I) with its numbers sqrt(h w) mean(z_k) set to c_ik      dL/dx = factor weight (x - x_i) / D
 
-Knowledge distillation (arXiv:2101.02388) through the renderer, but for the pairs: the teacher's own map from noise to shapes is too rough for
-a small network to learn (a linear map from the means of its noise explains half of the variance of a sphere's size), so samples are put in order
-and given noise by their ranks. Each number is N(0, 1), as that of fresh noise; several are uncorrelated, not independent.
+Knowledge distillation (arXiv:2101.02388) through the renderer, but for the pairs: in the teacher's own map from noise to shapes, sizes are hard to
+find (the means of its noise explain, linearly, half of the variance of a sphere's), so samples are put in order and given noise by their ranks.
+Each number is N(0, 1), as that of fresh noise; several are uncorrelated, not independent.
 """
 
 from typing import Any

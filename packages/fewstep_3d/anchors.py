@@ -1,7 +1,7 @@
 """Anchors: samples of the teacher that the student's noise is tied to, so that what score distillation makes of it keeps their variety.
 
 SDS seeks modes: whatever the noise, a class becomes one shape. Here every class has N samples x_i of the teacher, all looked at by one rig, and the
-student's object is pulled to one of them where that rig sees it; score distillation, at times too early to change the shape, shapes what it does not see.
+student's object is pulled to one of them where that rig sees it; score distillation, at times of little noise, makes plausible what it does not see.
 
     u_ik = the k-th principal component of x_i in its class          c_ik = Phi^-1((rank of u_ik + 1/2) / N),   k < numbers
     noise z ~ N(0, I) with its numbers sqrt(h w) mean(z_k) set to c_ik      dL/dx = factor weight (x - x_i) / D

@@ -59,7 +59,7 @@ class Anchors(nn.Module):
         self.register_buffer("codes", torch.zeros(0))
 
     def cameras(self, rig: Rig, objects: int) -> Cameras:
-        """Those that all anchors are seen by, for so many objects."""
+        """Those that all anchors are seen by, (objects V,) of them."""
         return rig.at(torch.full((objects,), self.azimuth), torch.full((objects,), self.elevation))
 
     def draw(self, label: Tensor, teacher: ViewTeacher, classes: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ class Anchors(nn.Module):
         self.codes = torch.stack([normal_scores(x.flatten(1), self.numbers) for x in samples])
 
     def pull(self, x: Tensor, samples: Tensor, path: Path) -> Tensor:
-        """(B,) whose gradient with respect to views x is factor weight (x - samples) / D."""
+        """(B,) whose gradient with respect to x is factor weight (x - samples) / D; views x of objects and samples: (B, V C, h, w)."""
         weight = self.factor * self.weight(x, samples, x.new_zeros(len(x)), path)
         return projected(x, score_gradient(x, x.detach(), samples, weight))
 

@@ -152,6 +152,7 @@ def carving_system(model: MultiViewGenerator, steps: int, side: int) -> System:
     """The hulls of the teacher's samples, from one rig each."""
 
     def system(label: Tensor, generator: torch.Generator) -> Grid:
+        """The teacher's samples from one random rig an object, carved."""
         n = len(label)
         cameras = model.rig.draw(n, generator)
         cond = {"label": label, "camera": model.rig.told(cameras)}

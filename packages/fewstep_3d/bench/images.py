@@ -104,6 +104,7 @@ def systems(seed: int, folder: Path, side: int, options: Sequence[str]) -> dict[
     student = model.eval()
 
     def hull(image: Tensor, generator: torch.Generator) -> Grid:
+        """The teacher's samples from one random rig an object, carved."""
         n, v = len(image), teacher.rig.views
         cameras = teacher.rig.draw(n, generator)
         noise = torch.randn(n, *(teacher.shape or ()), generator=generator)

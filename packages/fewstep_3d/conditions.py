@@ -6,6 +6,7 @@ image (B, C, H, W)  a picture of the object; all zero is the null picture
 camera (B, V, 16)   see rigs.py; never dropped
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.nets.unet import UNet
+from fewstep.nets.unet import UNet, zero
 
 
 class ConditionedUNet(UNet):
@@ -24,6 +25,8 @@ class ConditionedUNet(UNet):
         channels, width, mults, blocks, attention, classes, dropout, time_scale: see `UNet`.
         text: D, 0 for none; image: C, 0 for none; views: V cameras, 0 for none.
         means: the mean of each channel of the state, times sqrt(H W), is told it as well: noise then tells qualities of the whole, such as a size.
+        canvas: side of the maps at the lowest level, where time and conditions are then drawn as a map (they otherwise scale channels alike
+            everywhere, and much noise says nothing of place); 0: they are not.
     """
 
     def __init__(
@@ -40,14 +43,20 @@ class ConditionedUNet(UNet):
         dropout: float = 0.0,
         time_scale: float = 100.0,
         means: bool = False,
+        canvas: int = 0,
     ) -> None:
         super().__init__(channels, width, mults, blocks, attention, classes, None, dropout, time_scale)
-        self.text, self.image, self.views, self.means = text, image, views, means
+        self.text, self.image, self.views, self.means, self.canvas = text, image, views, means, canvas
         embed = 2 * width
         self.of_means = _perceptron(channels, embed) if means else None
         self.of_text = _perceptron(text, embed) if text else None
         self.of_camera = _perceptron(16 * views, embed) if views else None
         self.of_image = PictureEncoder(image, embed) if image else None
+        lowest = (width * mults[-1], canvas, canvas)
+        self.drawn = _perceptron(embed, math.prod(lowest), 4 * embed) if canvas else None
+        if self.drawn:
+            zero(self.drawn[-1])
+            self.drawn.append(nn.Unflatten(1, lowest))
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -60,6 +69,15 @@ class ConditionedUNet(UNet):
         if self.means:
             scalars = {**scalars, "means": x.mean((2, 3)) * (x.shape[-1] * x.shape[-2]) ** 0.5}
         return super().forward(x, t, label, **scalars)
+
+    def _lowest(self, h: Tensor, emb: Tensor) -> Tensor:
+        if self.drawn is not None:
+            if h.shape[2:] != (self.canvas, self.canvas):
+                raise ValueError(
+                    f"maps of the lowest level are {tuple(h.shape[2:])}; their canvas has sides of {self.canvas}"
+                )
+            h = h + self.drawn(emb)
+        return super()._lowest(h, emb)
 
     def _embed(self, t: Tensor, label: Tensor | None, scalars: Mapping[str, Tensor]) -> Tensor:
         parts = {"text": self.of_text, "image": self.of_image, "camera": self.of_camera, "means": self.of_means}
@@ -75,8 +93,9 @@ class ConditionedUNet(UNet):
         return emb
 
 
-def _perceptron(dim: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, out), nn.SiLU(), nn.Linear(out, out))
+def _perceptron(dim: int, out: int, hidden: int | None = None) -> nn.Sequential:
+    hidden = hidden or out
+    return nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, out))
 
 
 class PictureEncoder(nn.Module):

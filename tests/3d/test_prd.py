@@ -245,6 +245,25 @@ def test_parts_that_do_not_fit_are_refused():
         TriplaneGenerator(Denoiser(net, RectifiedFlow(), X0()), DDIM(), Uniform(), *parts)
 
 
+def test_the_canvas_says_where():
+    """Conditions scale channels alike everywhere: where the state is empty and no border near, the output has no places unless there is a canvas."""
+    cond = {"label": torch.tensor([1]), "camera": RIG.told(RIG.at(torch.tensor([30.0]), torch.zeros(1)))}
+    empty, t = torch.zeros(1, 8, 64, 64), torch.ones(1)
+
+    def middle(canvas):
+        torch.manual_seed(0)
+        net = ConditionedUNet(8, 8, (1, 2), classes=3, views=2, canvas=canvas)
+        assert not net(empty, t, **cond).any()
+        out = randomised(net)(empty, t, **cond)
+        return out[:, :, 30:34, 30:34].flatten(2)
+
+    assert middle(0).abs().amax() > 1e-3
+    assert middle(0).std(2).max() < 1e-6
+    assert middle(32).std(2).min() > 1e-3
+    with pytest.raises(ValueError, match="sides of 5"):
+        ConditionedUNet(8, 8, (1, 2), classes=3, views=2, canvas=5)(empty, t, **cond)
+
+
 def test_rigs_are_rings_of_cameras():
     rig = Rig(views=4, elevations=(10.0, 30.0))
     cams = rig.draw(3, torch.Generator().manual_seed(0))

@@ -148,13 +148,17 @@ class UNet(nn.Module):
             for block in level.children():
                 h = block(h, emb)
                 kept.append(h)
-        for block in self.middle:
-            h = block(h, emb)
+        h = self._lowest(h, emb)
         for i, level in reversed([*enumerate(self.up)]):
             for block in level.children():
                 h = block(torch.cat([h, kept.pop()], 1), emb)
             h = self.grow[i - 1](interpolate(h, scale_factor=2.0, mode="nearest")) if i else h
         return self.last(silu(self.norm(h)))
+
+    def _lowest(self, h: Tensor, emb: Tensor) -> Tensor:
+        for block in self.middle:
+            h = block(h, emb)
+        return h
 
     def _embed(self, t: Tensor, label: Tensor | None, scalars: Mapping[str, Tensor]) -> Tensor:
         if (label is None) != (self.labels is None):

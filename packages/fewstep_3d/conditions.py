@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import interpolate, silu
 
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.nets.unet import UNet, zero
@@ -25,8 +25,8 @@ class ConditionedUNet(UNet):
         channels, width, mults, blocks, attention, classes, dropout, time_scale: see `UNet`.
         text: D, 0 for none; image: C, 0 for none; views: V cameras, 0 for none.
         means: the mean of each channel of the state, times sqrt(H W), is told it as well: noise then tells qualities of the whole, such as a size.
-        canvas: side of the maps at the lowest level, where time and conditions are then drawn as a map (they otherwise scale channels alike
-            everywhere, and much noise says nothing of place); 0: they are not.
+        canvas: conditions and time are also drawn as maps of this side, added to those of the lowest level, interpolated to their
+            size. They otherwise scale channels alike everywhere, and a state of noise says nothing of place. 0: they are not.
     """
 
     def __init__(
@@ -72,11 +72,7 @@ class ConditionedUNet(UNet):
 
     def _lowest(self, h: Tensor, emb: Tensor) -> Tensor:
         if self.drawn is not None:
-            if h.shape[2:] != (self.canvas, self.canvas):
-                raise ValueError(
-                    f"maps of the lowest level are {tuple(h.shape[2:])}; their canvas has sides of {self.canvas}"
-                )
-            h = h + self.drawn(emb)
+            h = h + interpolate(self.drawn(emb), h.shape[2:], mode="bilinear")
         return super()._lowest(h, emb)
 
     def _embed(self, t: Tensor, label: Tensor | None, scalars: Mapping[str, Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -242,6 +243,24 @@ def test_the_bench_of_pictures_judges_every_mesh_from_held_out_sides(trained, ca
     row = images.judged(lambda image, _: Grid(next(again)[None].expand(len(image), -1, -1, -1, -1)), perfect, 0)
     assert row["iou"] == row["nearest"] == row["watertight"] == 1
     assert row["chamfer_l1"] < 2 * row["chamfer_floor"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_turntables_have_a_column_for_every_class_and_a_row_for_every_object(trained):
+    from fewstep_3d.bench import turns
+
+    trained("shapes_sds")
+    model = with_surface("shapes_sds")
+    given = [str(model), "--objects", "2", "--side", "24", "--size", "24", "--frames", "4"]
+    assert turns.main([*given, "--out", "turns.gif"]) == 0
+    frames = iio.imread("turns.gif", index=None)
+    assert frames.shape == (4, 3 * 24, 6 * 24, 3)
+    assert (frames[0] != frames[2]).any()
+    assert turns.main([*given, "--out", "turns.png", "--channels", "normal"]) == 0
+    image = iio.imread("turns.png").astype(int)
+    assert image.shape == (3 * 24, 6 * 24, 3)
+    dark = (image.sum(2) < 3 * 255).reshape(3, 24, 6, 24).sum((1, 3))  # pixels of every object
+    assert (dark > 4).all()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,27 +14,27 @@ import torch
 import trimesh
 from torch import Tensor
 
-import fewstep
 from fewstep.whole_file import whole
 from fewstep_3d.fields import Grid
+from fewstep_3d.generate import loaded
 from fewstep_3d.mesh_views import mesh_views
 from fewstep_3d.meshes import extracted, largest
 from fewstep_3d.shapes import SHAPES, members
-from fewstep_3d.triplane_generator import TriplaneGenerator
 from fewstep_3d.turntable import pictures, turn, write_film
 
 
 def rows(artifacts: Sequence[str], objects: int, side: int, seed: int) -> list[list[trimesh.Trimesh]]:
     """Meshes of all classes: members, then `objects` rows of each artifact.
 
+    Args:
+        objects: rows of each artifact; side: corners of the grid along each axis.
     Raises:
-        FieldError: an object without a surface.
+        ArtifactError: no student there; FieldError: an object without a surface.
     """
     generator = torch.Generator().manual_seed(seed)
     found = [[extracted(Grid(members(name, 1, side, generator)[:, None])) for name in SHAPES]]
     for artifact in artifacts:
-        model = fewstep.load(artifact)
-        assert isinstance(model, TriplaneGenerator)
+        model = loaded(artifact)
         label = torch.arange(len(SHAPES)).repeat(objects)
         with torch.no_grad():
             fields = model.eval()({"label": label}, model.steps, generator, side)

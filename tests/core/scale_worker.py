@@ -4,6 +4,7 @@ Noise and times are functions of the data, so that the batch alone decides the l
 in every second iteration, against a fake score and heads.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,11 @@ def main(out, batch_size, strategy, accumulate, method):
         for k, v in net.state_dict().items()
     }
     save_file(state, str(Path(out) / f"rank{trainer.global_rank}.safetensors"))
-    if dist.is_initialized():  # a process that ends while the other still gathers would take it down
-        dist.barrier()
-        dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()  # a process that ends while the other still gathers would take it down
+        # The mesh keeps gloo's threads alive. One that drops its last tensor while the interpreter is being torn down aborts the process
+        # (pytorch issue 190489), so there is no tearing down.
+        os._exit(0)
 
 
 if __name__ == "__main__":

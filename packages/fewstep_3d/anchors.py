@@ -1,7 +1,9 @@
-"""Anchors: samples of the teacher that the student's noise is tied to, so that what score distillation makes of it keeps their variety.
+"""Anchors: samples of the teacher, or data, that the student's noise is tied to, so that what score distillation makes of it keeps their variety.
 
 SDS seeks modes: whatever the noise, a class becomes one shape. Here every class has N samples x_i of the teacher, all looked at by one rig, and the
 student's object is pulled to one of them where that rig sees it; score distillation, at times of little noise, makes plausible what it does not see.
+Samples have the teacher's faults. Renders of the data have none (as DMD2's GAN loss on data, arXiv:2405.14867, lets a student exceed its teacher),
+but then the student needs data, which score distillation does not.
 
     u_ik = the k-th principal component of x_i in its class          c_ik = Phi^-1((rank of u_ik + 1/2) / N),   k < numbers
     noise z ~ N(0, I) with its numbers sqrt(h w) mean(z_k) set to c_ik      dL/dx = factor weight (x - x_i) / D
@@ -20,7 +22,9 @@ from fewstep.distill.score_gradient import ScoreWeight, projected, score_gradien
 from fewstep.distill.sds import BySoftError
 from fewstep.paths import Path
 from fewstep_3d.cameras import Cameras
+from fewstep_3d.fields import Grid
 from fewstep_3d.rigs import Rig
+from fewstep_3d.shape_data import ShapeViews
 from fewstep_3d.view_teacher import ViewTeacher
 
 
@@ -33,8 +37,9 @@ class Anchors(nn.Module):
         azimuth, elevation: of the rig's first view, degrees.
         factor, weight: of the pull.
         seed: of the samples.
+        data: renders of members of its classes, which are the student's in the same order, in place of samples of the teacher.
     Raises:
-        ValueError: less than 2 samples, numbers that are not 1 to N.
+        ValueError: less than 2 samples, numbers that are not 1 to N; other numbers of classes in the data than the student has.
     """
 
     def __init__(
@@ -47,12 +52,13 @@ class Anchors(nn.Module):
         factor: float = 2.0,
         weight: ScoreWeight = BySoftError(0.05),
         seed: int = 0,
+        data: ShapeViews | None = None,
     ) -> None:
         super().__init__()
         if count < 2 or not 1 <= numbers <= count:
             raise ValueError(f"anchors are at least 2 samples, with 1 to as many numbers, not {count} and {numbers}")
         self.count, self.numbers, self.steps, self.azimuth, self.elevation = count, numbers, steps, azimuth, elevation
-        self.factor, self.weight, self.seed = factor, weight, seed
+        self.factor, self.weight, self.seed, self.data = factor, weight, seed, data
         self.samples: Tensor
         self.codes: Tensor
         self.register_buffer("samples", torch.zeros(0))
@@ -71,16 +77,27 @@ class Anchors(nn.Module):
 
     @torch.no_grad()
     def fill(self, teacher: ViewTeacher, classes: int) -> None:
-        """Sample the teacher, class after class."""
+        """Sample the teacher, or look at the data as it does, class after class."""
+        if self.data is not None and len(self.data.names) != classes:
+            raise ValueError(f"anchors of {len(self.data.names)} classes of data for a student of {classes}")
         generator, device = torch.Generator().manual_seed(self.seed), next(teacher.parameters()).device
-        samples = []
-        for c in range(classes):
-            noise = torch.randn(self.count, *(teacher.shape or ()), generator=generator).to(device)
-            label = torch.full((self.count,), c, device=device)
-            cond = teacher.told({"label": label}, self.cameras(teacher.rig, self.count).to(device))
-            samples.append(teacher.generate(noise, cond, steps=self.steps))
+        seen = self._sampled if self.data is None else self._rendered
+        samples = [seen(c, teacher, generator).to(device) for c in range(classes)]
         self.samples = torch.stack(samples)
         self.codes = torch.stack([normal_scores(x.flatten(1), self.numbers) for x in samples])
+
+    def _sampled(self, label: int, teacher: ViewTeacher, generator: torch.Generator) -> Tensor:
+        device = next(teacher.parameters()).device
+        noise = torch.randn(self.count, *(teacher.shape or ()), generator=generator).to(device)
+        labels = torch.full((self.count,), label, device=device)
+        cond = teacher.told({"label": labels}, self.cameras(teacher.rig, self.count).to(device))
+        return teacher.generate(noise, cond, steps=self.steps)
+
+    def _rendered(self, label: int, teacher: ViewTeacher, generator: torch.Generator) -> Tensor:
+        assert self.data is not None
+        views, chunks = self.data.renderer.views, self.data.objects(label, self.count, generator)[:, None].split(16)
+        cameras = [self.cameras(teacher.rig, len(chunk)) for chunk in chunks]
+        return torch.cat([teacher.see(views(Grid(g), c, len(g))) for g, c in zip(chunks, cameras, strict=True)])
 
     def pull(self, x: Tensor, samples: Tensor, path: Path) -> Tensor:
         """(B,) whose gradient with respect to x is factor weight (x - samples) / D; views x of objects and samples: (B, V C, h, w)."""

@@ -44,7 +44,7 @@ class Rendering(AlternatingDistiller):
         student: of fields; steps: K.
         renderer: with normals, that of the teacher's data.
         annealed: narrows the times of the method, which are as given without.
-        anchors: samples of the teacher that the noise of a class-conditional student is tied to.
+        anchors: samples of the teacher, or data, that the noise of a class-conditional student is tied to.
         eikonal: factor of mean (|grad f| - 1)^2; sparsity: of mean sqrt(opacity^2 + .01), PRD's, to 0 by the end of training.
     """
 

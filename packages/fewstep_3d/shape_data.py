@@ -89,15 +89,12 @@ class ShapeViews(EndlessData):
         if hasattr(self, "train"):
             return
         generator = torch.Generator().manual_seed(self.seed)
-        self.names, fixed = self.sources
-        columns: list[dict[str, Tensor]] = []
-        for label, name in enumerate(self.names):
-            sdf = fixed.get(name)
-            if sdf is None:
-                sdf = members(name, self.per_class, self.side, generator)
-            columns.append(self.looked_at(sdf.expand(self.per_class, -1, -1, -1), label, generator))
+        labels = range(len(self.names))
+        columns = [self.looked_at(self.objects(i, self.per_class, generator), i, generator) for i in labels]
         self.train = _Stacks({k: torch.cat([c[k] for c in columns]) for k in columns[0]})
-        self.inside = self._members(fixed)
+        # What validation compares with are other draws than training's; a mesh is the only one of its class.
+        generator, count = torch.Generator().manual_seed(self.seed + 1), self.members if self.meshes is None else 1
+        self.inside = torch.stack([self.objects(i, count, generator) for i in labels]) < 0
 
     @cached_property
     def sources(self) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -117,6 +114,18 @@ class ShapeViews(EndlessData):
             d = signed_distance(mesh, points)
             fields[file.stem] = torch.from_numpy(np.asarray(d)).float().view(1, *[self.side] * 3)
         return tuple(fields), fields
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return self.sources[0]
+
+    def objects(self, label: int, count: int, generator: torch.Generator) -> Tensor:
+        """Signed distances (N, G, G, G) of random members of a class; a mesh is always the same."""
+        name, fixed = self.names[label], self.sources[1]
+        if name in fixed:
+            return fixed[name].expand(count, -1, -1, -1)
+        return members(name, count, self.side, generator)
 
     @torch.no_grad()
     def looked_at(self, sdf: Tensor, label: int, generator: torch.Generator, chunk: int = 16) -> dict[str, Tensor]:
@@ -147,19 +156,9 @@ class ShapeViews(EndlessData):
         )
         return stacked(self.renderer.views(grid, cameras, n))
 
-    def _members(self, fixed: dict[str, Tensor]) -> Tensor:
-        """(classes, M, G, G, G) boolean, of other draws than training's."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        sdf = [fixed[n] if n in fixed else members(n, self.members, self.side, generator) for n in self.names]
-        return torch.stack(sdf) < 0
-
     def val_dataloader(self) -> DataLoader:
         """One batch: a fresh stack of every class, and the members of all."""
         generator = torch.Generator().manual_seed(self.seed + 2)
-        fixed = self.sources[1]
-        looks = [
-            self.looked_at(fixed[n] if n in fixed else members(n, 1, self.side, generator), i, generator)
-            for i, n in enumerate(self.names)
-        ]
+        looks = [self.looked_at(self.objects(i, 1, generator), i, generator) for i in range(len(self.names))]
         batch = {k: torch.cat([c[k] for c in looks]) for k in looks[0]} | {"inside": self.inside}
         return DataLoader([batch], batch_size=None)  # pyright: ignore[reportArgumentType]

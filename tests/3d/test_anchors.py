@@ -15,7 +15,10 @@ from fewstep.prediction import X0
 from fewstep.solvers import DDIM
 from fewstep_3d.anchors import Anchors, normal_scores, tied
 from fewstep_3d.conditions import ConditionedUNet
+from fewstep_3d.fields import Grid
 from fewstep_3d.prd import RenderedDMD, RenderedSDS
+from fewstep_3d.shape_data import ShapeViews
+from fewstep_3d.shapes import members
 from fewstep_3d.triplane import TriplaneDecoder
 from fewstep_3d.triplane_generator import PlaneHead, TriplaneGenerator
 
@@ -94,6 +97,29 @@ def test_anchors_are_the_teachers_samples_of_their_class():
         found = [i for i in range(5) if torch.equal(anchors.samples[c, i], sample)]
         assert len(found) == 1
         assert torch.equal(anchors.codes[c, found[0]], code)
+
+
+def test_anchors_of_data_are_its_members_as_the_teacher_sees_them():
+    """Every one is the stack of its own object, seen by the anchors' rig; the global generator is left alone."""
+    names = ("torus", "chair", "box")
+    model, data = teacher(), ShapeViews(names, side=16, renderer=RENDERER)
+    anchors = Anchors(18, 2, azimuth=30.0, elevation=10.0, seed=4, data=data)
+    state = torch.get_rng_state()
+    anchors.fill(model, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    generator = torch.Generator().manual_seed(4)
+    for c, name in enumerate(names):
+        sdf = members(name, 18, 16, generator)
+        cameras = model.rig.at(torch.tensor([30.0]), torch.tensor([10.0]))
+        for i in (0, 17):
+            wanted = model.see(RENDERER.views(Grid(sdf[i : i + 1, None]), cameras, 1))[0]
+            torch.testing.assert_close(anchors.samples[c, i], wanted)
+        assert torch.equal(anchors.codes[c], normal_scores(anchors.samples[c].flatten(1), 2))
+
+
+def test_anchors_of_data_with_other_classes_are_refused():
+    with pytest.raises(ValueError, match="anchors of 2 classes of data for a student of 3"):
+        Anchors(5, 2, data=ShapeViews(("torus", "box"))).fill(teacher(), 3)
 
 
 def test_anchors_come_back_from_a_state():

@@ -23,7 +23,7 @@ from fewstep_3d.multi_view import MultiViewGenerator
 from fewstep_3d.texts import hashed
 from fewstep_3d.triplane_generator import TriplaneGenerator
 
-STUDENTS = [f"shapes_{name}" for name in ("sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4", "anchored")]
+STUDENTS = [f"shapes_{name}" for name in ("sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4", "anchored", "members")]
 NAMES = ["shapes_teacher", *STUDENTS, "meshes_teacher", "meshes_sds"]
 NET = "model.init_args.student.init_args.denoiser.init_args.net.init_args"
 
@@ -66,7 +66,7 @@ def options(name, iterations=2):
     else:
         given += ["--data.init_args.rig.size=12", "--model.init_args.student.init_args.side=12"]
         given += ["--model.init_args.student.init_args.latent_side=4"]
-    if name == "shapes_anchored":
+    if name in ("shapes_anchored", "shapes_members"):
         given += [f"--model.init_args.anchors.init_args.{k}" for k in ("count=3", "numbers=2", "steps=1")]
     return given
 

@@ -1,6 +1,6 @@
 """nerfstudio's model of `fewstep-distill`: a few-step student of triplanes, distilled by the methods of `prd.py` as a recipe sets them up.
 
-The recipe is one of `fewstep recipes` (3d/shapes_sds, _anchored, _asd, _csd, _dmd, _vsd, _sim, _prd2, _prd4) or a file like them; of it the model
+The recipe is one of `fewstep recipes` (3d/shapes_sds, _anchored, _members, _asd, _csd, _dmd, _vsd, _sim, _prd2, _prd4) or a file like them; of it the model
 section is used, its teacher and iterations replaced. nerfstudio's trainer optimises: gradients of student and critics come from one
 backward, as in fewstep's own shell, and the learning rates follow the recipe's schedule.
 """

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fewstep.command import Command, Parser
 
-DEFAULT_MODEL = str(Path(__file__).parent / "weights" / "shapes_sds")
+DEFAULT_MODEL = str(Path(__file__).parent / "weights" / "shapes_members")
 
 
 class Part(NamedTuple):

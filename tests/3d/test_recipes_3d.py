@@ -23,7 +23,9 @@ from fewstep_3d.multi_view import MultiViewGenerator
 from fewstep_3d.texts import hashed
 from fewstep_3d.triplane_generator import TriplaneGenerator
 
-STUDENTS = [f"shapes_{name}" for name in ("sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4", "anchored", "members")]
+STUDENTS = [
+    f"shapes_{name}" for name in ("sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4", "anchored", "members")
+]
 NAMES = ["shapes_teacher", *STUDENTS, "meshes_teacher", "meshes_sds"]
 NET = "model.init_args.student.init_args.denoiser.init_args.net.init_args"
 
@@ -228,7 +230,8 @@ def test_the_bench_of_pictures_judges_every_mesh_from_held_out_sides(trained, ca
     Path("pictures").mkdir()
     Path("pictures/0").symlink_to(Path("runs").resolve())
     given = ["--meshes", "meshes", "--seeds", "0", "--views", "3", "--side", "12", "--folder", "pictures"]
-    assert images.main([*given, "--out", "images.json"]) == 0
+    assert images.main([*given, "--out", "images.json", "--film", "images.png"]) == 0
+    assert iio.imread("images.png").shape == (2 * 96, 2 * 96, 3)
     table = json.loads(Path("images.json").read_text())
     assert table["meshes"] == ["ball", "brick"]
     apart = table["iou_between_meshes"]

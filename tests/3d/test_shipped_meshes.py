@@ -28,4 +28,4 @@ def test_every_class_is_nearest_to_itself():
     assert best.argmax(1).tolist() == list(range(len(SHAPES)))
     assert best.diagonal().mean() > 0.75 and best.diagonal().min() > 0.5
     facts = read_config(DEFAULT_MODEL)["provenance"]
-    assert facts["recipe"] == "3d/shapes_sds" and facts["scores"]["objects"] == 72
+    assert facts["recipe"] == "3d/shapes_members" and facts["scores"]["objects"] == 72

@@ -40,7 +40,9 @@ from fewstep_3d.multi_view import MultiViewGenerator, masks, pretrained_views
 from fewstep_3d.shapes import SHAPES, members
 from fewstep_3d.triplane_generator import TriplaneGenerator
 
-STUDENTS = tuple(f"shapes_{n}" for n in ("anchored", "members", "sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4"))
+STUDENTS = tuple(
+    f"shapes_{n}" for n in ("anchored", "members", "sds", "csd", "asd", "vsd", "dmd", "sim", "prd2", "prd4")
+)
 STEPS = {"shapes_prd2": (1, 2, 4), "shapes_prd4": (1, 2, 4)}
 POINTS = 10_000
 

@@ -8,6 +8,7 @@ its checkpoint. Every mesh is seen from `views` held-out sides: azimuths and ele
 
 IoU with the mesh itself on the grid of the data, not aligned; share of pictures whose nearest mesh is the right one; Chamfer-L1 to the mesh in
 the cube, and the floor of its sampling; watertight share; CPU seconds from picture to surface. `iou_between_meshes`: how far they are apart.
+--film: the meshes turn in the first row, then the students' of every seed, each from the first held-out side.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import trimesh
 from torch import Tensor
 
 import fewstep
 from fewstep.bench.timing import machine, write
 from fewstep.bench.trainings import cost, trained
+from fewstep_3d.bench.turns import shown
 from fewstep_3d.carving import carved
 from fewstep_3d.fields import FieldError, Grid
 from fewstep_3d.meshes import extracted, largest
@@ -32,7 +35,7 @@ from fewstep_3d.multi_view import masks, pretrained_views
 from fewstep_3d.shape_data import ShapeViews
 from fewstep_3d.triplane_generator import TriplaneGenerator
 
-POINTS = 10_000
+POINTS, STUDENT = 10_000, "meshes_sds, 1 step"
 
 # (pictures (N, 4, h, w), generator) -> fields of N objects.
 System = Callable[[Tensor, torch.Generator], Grid]
@@ -96,6 +99,13 @@ def judged(system: System, ref: Seen, seed: int) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def made(students: Sequence[System], ref: Seen) -> list[list[trimesh.Trimesh]]:
+    """The meshes, and what every student makes of their first pictures. Raises FieldError where that has no surface."""
+    fields = [ref.sdf, *(student(ref.image[:, 0], torch.Generator().manual_seed(0)).values for student in students)]
+    return [[largest(extracted(Grid(values[None]))) for values in row] for row in fields]
+
+
 def systems(seed: int, folder: Path, side: int, options: Sequence[str]) -> dict[str, System]:
     """Name -> system, trained where needed."""
     model = fewstep.load(trained("3d/meshes_sds", seed, folder, options) / "last")
@@ -113,7 +123,7 @@ def systems(seed: int, folder: Path, side: int, options: Sequence[str]) -> dict[
         return Grid(torch.cat(hulls))
 
     return {
-        "meshes_sds, 1 step": lambda image, generator: student({"image": image}, 1, generator, side),
+        STUDENT: lambda image, generator: student({"image": image}, 1, generator, side),
         "teacher 20 steps, carved": hull,
     }
 
@@ -129,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_images"), metavar="DIR")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION", help="options of all trainings, without --")
     parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--film", type=Path, metavar="FILE.gif|mp4|png")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     ref, rows = seen(args.meshes, args.y_up, args.views, args.side), []
@@ -143,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     apart = pairwise_iou(inside, inside).tolist()
     table = {"bench": "images", **machine(), "meshes": list(ref.names), "views": args.views, "side": args.side}
     write(table | {"iou_between_meshes": apart, "rows": rows}, args.out)
+    if args.film:
+        students = [systems(seed, args.folder, args.side, options)[STUDENT] for seed in args.seeds]
+        shown(made(students, ref), args.film)
     return 0
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import trimesh
-from torch import Tensor
 
 from fewstep.whole_file import whole
 from fewstep_3d.fields import Grid
@@ -43,11 +42,26 @@ def rows(artifacts: Sequence[str], objects: int, side: int, seed: int) -> list[l
     return found
 
 
-def film(table: list[list[trimesh.Trimesh]], frames: int, elevation: float, size: int, channels: str) -> Tensor:
-    """(frames, rows size, columns size, 3): all of them turn together."""
-    cameras = turn(frames, elevation, size)
-    looks = [torch.cat([pictures(mesh_views(m, cameras), channels) for m in row], 2) for row in table]
-    return torch.cat(looks, 1)
+def shown(
+    table: list[list[trimesh.Trimesh]],
+    file: Path,
+    frames: int = 24,
+    elevation: float = 25.0,
+    size: int = 96,
+    channels: str = "shaded",
+) -> None:
+    """Write rows of meshes that turn together as gif or mp4, or one look at them as png, whole or not at all."""
+    still = file.suffix.lower() == ".png"
+    cameras = turn(1 if still else frames, elevation, size)
+    looks = torch.cat([torch.cat([pictures(mesh_views(m, cameras), channels) for m in row], 2) for row in table], 1)
+    if not still:
+        write_film(file, looks)
+        return
+    import imageio.v3 as iio
+
+    image = (looks[0].clamp(0, 1) * 255).round().byte().numpy()
+    with whole(file) as part:
+        part.write_bytes(iio.imwrite("<bytes>", np.ascontiguousarray(image), extension=".png") or b"")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,17 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--channels", choices=("shaded", "normal"), default="shaded")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    still = args.out.suffix.lower() == ".png"
     table = rows(args.artifacts, args.objects, args.side, args.seed)
-    frames = film(table, 1 if still else args.frames, args.elevation, args.size, args.channels)
-    if not still:
-        write_film(args.out, frames)
-        return 0
-    import imageio.v3 as iio
-
-    image = (frames[0].clamp(0, 1) * 255).round().byte().numpy()
-    with whole(args.out) as part:
-        part.write_bytes(iio.imwrite("<bytes>", np.ascontiguousarray(image), extension=".png") or b"")
+    shown(table, args.out, args.frames, args.elevation, args.size, args.channels)
     return 0
 
 

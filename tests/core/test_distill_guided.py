@@ -151,7 +151,8 @@ class Pictures(nn.Module):
 
     def forward(self, x, t):
         h = self.dropout(self.grouped(self.into(x)) + t[:, None, None, None]).flatten(2).mT
-        return self.out(h + self.attention(h, h, h)[0]).mT.reshape(x.shape)
+        # Attention leaves other strides with adapters than without, and on some processors a linear layer rounds by them.
+        return self.out((h + self.attention(h, h, h)[0]).contiguous()).mT.reshape(x.shape)
 
 
 @torch.no_grad()  # with gradients torch's attention rounds differently where its own weights have none

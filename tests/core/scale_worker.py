@@ -111,8 +111,9 @@ def main(out, batch_size, strategy, accumulate, method):
     save_file(state, str(Path(out) / f"rank{trainer.global_rank}.safetensors"))
     if dist.is_initialized():
         dist.barrier()  # a process that ends while the other still gathers would take it down
-        # The mesh keeps gloo's threads alive. One that drops its last tensor while the interpreter is being torn down aborts the process
-        # (pytorch issue 190489), so there is no tearing down.
+        dist.destroy_process_group()
+        # The mesh keeps gloo's threads alive all the same. One that drops its last tensor while the interpreter is being torn down aborts the
+        # process (pytorch issue 190489), so there is no tearing down.
         os._exit(0)
 
 

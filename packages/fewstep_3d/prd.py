@@ -144,8 +144,8 @@ class Rendering(AlternatingDistiller):
 def progressive(student: TriplaneGenerator, noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
     """The K estimates of one pass, each with the graph of its own step -> (z0, z_t: (K B, ...), t: (K B,)), step after step."""
     path, denoise = student.denoiser.path, student.denoiser.bind(cond)
-    state, found = student.begin(noise), []
-    times = student.grid(path, student.steps)[: student.steps].to(noise.device)
+    times = student.grid(path, student.steps)[: student.steps]
+    state, found, times = student.begin(noise, None, float(times[0])), [], times.to(noise.device)
     for k, t in enumerate(times):
         t = t.expand(len(noise))
         if k:

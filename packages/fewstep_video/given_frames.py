@@ -81,8 +81,8 @@ def window(
     assert model.shape is not None
     path, cond = model.denoiser.path, {model.condition.name: value}
     noise = FrameNoise(model.shape, seed, [number], device=value.device)
-    start, states = model.begin(noise.draw()), model.encoded(known)
     grid = model.grid(path, steps)
+    start, states = model.begin(noise.draw(), None, float(grid[0])), model.encoded(known)
     x0 = sample(model.bind(cond, None, cfg), start, path, model.solver, grid, None, noise, [GivenFrames(states, path)])
     clip = model.decoded(x0)
     clip[:, :, : known.shape[2]] = known

@@ -128,9 +128,8 @@ class VideoGenerator(Generator):
         path = self.denoiser.path
         grid = self.grid(path, self.steps if steps is None else steps)
         denoise = self.bind(cond, None, cfg)
-        return self.decoded(
-            sample(denoise, self.begin(start), path, solver or self.solver, grid, None, noise, callbacks)
-        )
+        begun = self.begin(start, None, float(grid[0]))
+        return self.decoded(sample(denoise, begun, path, solver or self.solver, grid, None, noise, callbacks))
 
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the judge says of samples with the conditions of the batch."""

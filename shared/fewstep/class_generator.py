@@ -87,7 +87,8 @@ class ClassGenerator(Generator):
         if cfg == 1.0:
             return self.generate(noise, cond, None, steps, solver, generator, callbacks)
         path = self.denoiser.path
-        grid, start = self.grid(path, self.steps if steps is None else steps), self.begin(noise)
+        grid = self.grid(path, self.steps if steps is None else steps)
+        start = self.begin(noise, None, float(grid[0]))
         return sample(self.bind(cond, None, cfg), start, path, solver or self.solver, grid, None, generator, callbacks)
 
     def scores(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

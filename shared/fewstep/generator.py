@@ -60,7 +60,7 @@ class Generator(nn.Module):
         grid = self.grid(path, self.steps if steps is None else steps)
         return sample(
             self.denoiser.bind(cond, y),
-            self.begin(noise, y),
+            self.begin(noise, y, float(grid[0])),
             path,
             solver or self.solver,
             grid,
@@ -69,10 +69,13 @@ class Generator(nn.Module):
             callbacks,
         )
 
-    def begin(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """The state (B, ...) that sampling begins at; a network with `first_noise` (nets/noise_policy.py) has a law of its own for the noise."""
+    def begin(self, noise: Tensor, y: Tensor | None = None, t: float | None = None) -> Tensor:
+        """The state (B, ...) that sampling begins at, at the first time of a grid, t_max unless given.
+
+        A network with `first_noise` (nets/noise_policy.py) has a law of its own for the noise.
+        """
         tuned = getattr(self.denoiser.net, "first_noise", None)
-        return self.denoiser.path.start(noise if tuned is None else tuned(noise), y)
+        return self.denoiser.path.start(noise if tuned is None else tuned(noise), y, t)
 
     def bind(self, cond: Cond | None = None, y: Tensor | None = None, cfg: Scale | Tensor = 1.0) -> Denoise:
         """The denoiser with these conditions, guided away from `unconditional` by cfg (a number, (B,), or a schedule) unless it is 1.

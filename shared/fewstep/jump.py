@@ -135,7 +135,7 @@ class JumpGenerator(Generator):
             return jumped if without is None else torch.lerp(self.jump(x, t_, s_, without, y), jumped, self.nu)
 
         grid = self.grid(path, self.steps if steps is None else steps)
-        return sample_jumps(jump, self.begin(noise, y), path, grid, self.gamma, y, generator)
+        return sample_jumps(jump, self.begin(noise, y, float(grid[0])), path, grid, self.gamma, y, generator)
 
 
 class ClassJumps(JumpGenerator, ClassGenerator):

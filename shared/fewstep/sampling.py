@@ -44,7 +44,7 @@ def sample(
 
     Args:
         denoise: (x_t, t) -> Estimate; conditions, anchor and guidance are already bound.
-        x: (B, ...) the state at grid[0], usually `path.start(noise, y)`; real or complex.
+        x: (B, ...) the state at grid[0], usually `path.start(noise, y, grid[0])`; real or complex.
         grid: (n + 1,) decreasing times.
         y: (B, ...) the anchor, on anchored paths; solvers see z = x - b y.
         generator: source of the noise of stochastic solvers, and of networks' latents: a generator on the CPU or on x's device; or a function

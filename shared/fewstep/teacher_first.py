@@ -84,7 +84,7 @@ class TeacherFirst(Generator):
         """As `Generator.generate`; multistep solvers begin anew with the student."""
         path, n, cond = self.denoiser.path, self.steps if steps is None else steps, cond or {}
         grid, solver, callbacks = self.grid(path, n), solver or self.solver, tuple(callbacks)
-        x, k = path.start(noise, y), min(self.first, n)
+        x, k = self.begin(noise, y, float(grid[0])), min(self.first, n)
         if k > 0:
             x = sample(self.teacher.bind(cond, y, self.cfg), x, path, solver, grid[: k + 1], y, generator, callbacks)
         if k < n:
@@ -110,7 +110,8 @@ class TeacherSketch(TeacherFirst):
     ) -> Tensor:
         """The teacher's x0 at the first time below t*, (B, ...)."""
         path, teacher, guided = self.denoiser.path, self.teacher, self.teacher.bind(cond, y, self.cfg)
-        grid, x = teacher.grid(path, teacher.steps), path.start(noise, y)
+        grid = teacher.grid(path, teacher.steps)
+        x = teacher.begin(noise, y, float(grid[0]))
         m = int((grid >= self.stop).sum())
         if m > 0:
             x = sample(guided, x, path, teacher.solver, grid[: m + 1], y, generator)

@@ -68,6 +68,7 @@ def test_uniform_is_linear_in_time():
     close(Uniform()(EDM(), 4), linspace(80, 0, 5))
     close(Uniform(end=1e-3)(VP(), 7), linspace(1, 1e-3, 8))
     close(Uniform()(ResidualShift(), 15), linspace(14, -1, 16))
+    close(Uniform(start=0.85)(RectifiedFlow(), 5), linspace(0.85, 0, 6))
 
 
 def test_power_two_is_the_quadratic_grid():
@@ -169,6 +170,9 @@ def test_explicit_times_are_returned_as_given():
         pytest.param(Explicit(()), VP(), 1, id="no times"),
         pytest.param(Explicit((1.0, math.nan)), VP(), 1, id="not a number"),
         pytest.param(Uniform(end=2.0), VP(), 4, id="end before the start"),
+        pytest.param(Uniform(start=1.2), RectifiedFlow(), 4, id="start beyond the path"),
+        pytest.param(Uniform(start=0.1, end=0.2), RectifiedFlow(), 4, id="start below the end"),
+        pytest.param(Uniform(start=0.0), RectifiedFlow(), 4, id="start at the end"),
         pytest.param(LogSNR(start=0.1, end=0.9), VP(), 4, id="start below end"),
     ],
 )

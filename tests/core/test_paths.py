@@ -155,6 +155,10 @@ def test_sampling_starts_at_the_noisy_end_with_the_anchor_in_place_of_the_data(p
     end = torch.full((4,), path.t_max, dtype=torch.float64)
     torch.testing.assert_close(path.start(eps, y), path.sample(y, eps, end, y), rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(path.start(eps), path.sample(torch.zeros_like(eps), eps, end), rtol=0, atol=0)
+    t = (path.t_min + path.t_max) / 2
+    inside = torch.full_like(end, t)
+    torch.testing.assert_close(path.start(eps, y, t), path.sample(y, eps, inside, y), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(path.start(eps, None, t), path.sample(0 * eps, eps, inside), rtol=1e-14, atol=1e-14)
 
 
 @ALL

@@ -409,6 +409,17 @@ def test_a_rollout_meets_the_states_of_the_sampler(exit):
     assert seen == ({3} if exit == LastStep() else {0, 1, 2, 3})
 
 
+def test_a_student_begins_at_the_first_time_of_its_grid():
+    """x = s_t noise there, in training as in sampling: SiD's students at sigma 2.5."""
+    student, noise = generator(steps=1, solver=GammaSampling(1.0)), normal(64, 2)
+    student.grid = Uniform(start=0.8)
+    reached = Rollout()(student, noise, {})
+    assert torch.equal(reached.t, torch.full((64,), 0.8, dtype=torch.float64))
+    torch.testing.assert_close(reached.x, 0.8 * noise)
+    torch.testing.assert_close(student.generate(noise), reached.estimate.x0)
+    torch.testing.assert_close(student.denoiser(0.8 * noise, reached.t).x0, reached.estimate.x0)
+
+
 @pytest.mark.parametrize("exit", [LastStep(), EachStep()], ids=repr)
 @pytest.mark.parametrize("through", [0, 1, 2, 3])
 def test_gradients_pass_so_many_steps_before_the_exit(exit, through):

@@ -80,8 +80,8 @@ class Vocoder(Generator):
         """Samples at whose multiples parts of a wave may begin and be what they are inside of the whole."""
         return math.lcm(self.mel.hop, int(getattr(self.denoiser.net, "unit", 1)))
 
-    def begin(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
-        return super().begin(self.temperature * noise, y)
+    def begin(self, noise: Tensor, y: Tensor | None = None, t: float | None = None) -> Tensor:
+        return super().begin(self.temperature * noise, y, t)
 
     def noise(self, cond: Cond, seed: int = 0, first: int = 0, items: Iterable[int] | None = None) -> Tensor:
         """Standard normal noise of utterances from frame `first` on, each of its own number, 0, 1, ... unless given: a state (B, ...)."""

@@ -92,7 +92,8 @@ def generated(model: Generator, batch: Mapping[str, Tensor], noise: Tensor, step
     from fewstep.sampling import sample
 
     path = model.denoiser.path
-    return sample(model.bind(cond, y, cfg), model.begin(noise, y), path, model.solver, model.grid(path, steps), y)
+    grid = model.grid(path, steps)
+    return sample(model.bind(cond, y, cfg), model.begin(noise, y, float(grid[0])), path, model.solver, grid, y)
 
 
 def stored_pairs(recipe: Mapping[str, Any]) -> str | None:

@@ -100,5 +100,5 @@ class Adversary:
         theirs, own = judge(real), judge(fake)
         terms = {"critic": self.critic_weight * self.loss.critic(theirs, own)}
         if self.penalty is not None and iteration % self.penalty.every == 0:
-            terms["penalty"] = self.critic_weight * self.penalty.every * self.penalty(judge, real)
+            terms["penalty"] = self.critic_weight * self.penalty.every * self.penalty(judge, real, theirs)
         return terms

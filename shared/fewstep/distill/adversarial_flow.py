@@ -97,10 +97,11 @@ class AdversarialFlow(AlternatingDistiller):
         """The losses of all discriminators, and their penalties."""
         terms: Terms = {}
         own, x0 = self.seen(reached.estimate.x0, drawn.cond), self.seen(drawn.x0, drawn.cond)
-        pairs = zip(self.judged(x0), self.judged(own), strict=True)
-        terms["critic"] = torch.stack([self.adversarial.critic(r[-1], f[-1]).mean() for r, f in pairs]).sum()
+        theirs = [found[-1] for found in self.judged(x0)]
+        pairs = zip(theirs, self.judged(own), strict=True)
+        terms["critic"] = torch.stack([self.adversarial.critic(r, f[-1]).mean() for r, f in pairs]).sum()
         if self.penalty is not None and self.done % self.penalty.every == 0:
             critics = self.critics["discriminators"].children()
-            each = [self.penalty(lambda x, c=c: c(x)[-1], x0).mean() for c in critics]
+            each = [self.penalty(lambda x, c=c: c(x)[-1], x0, r).mean() for c, r in zip(critics, theirs, strict=True)]
             terms["penalty"] = self.penalty.every * torch.stack(each).sum()
         return terms

@@ -108,6 +108,6 @@ class DDGAN(AlternatingDistiller):
         theirs, own = (self.judge(x, reached, drawn) for x in (real, self.down(reached.estimate.x0, reached, drawn)))
         terms = {"critic": self.adversarial.critic(theirs, own).mean()}
         if self.penalty is not None and self.done % self.penalty.every == 0:
-            each = self.penalty(lambda x: self.judge(x, reached, drawn), real)
+            each = self.penalty(lambda x: self.judge(x, reached, drawn), real, theirs)
             terms["penalty"] = self.penalty.every * each.mean()
         return terms

@@ -45,7 +45,8 @@ class TeacherGuidance:
             return teacher.generate(noise, cond, y)
         path = teacher.denoiser.path
         grid = teacher.grid(path, teacher.steps)
-        return sample(self.teacher(teacher, cond, y, w), path.start(noise, y), path, teacher.solver, grid, y)
+        start = teacher.begin(noise, y, float(grid[0]))
+        return sample(self.teacher(teacher, cond, y, w), start, path, teacher.solver, grid, y)
 
     def student_cond(self, cond: Cond, w: Tensor) -> Cond:
         """The student's conditions: with w where it is told."""

@@ -116,7 +116,7 @@ class Rollout:
         """The same for given exits: (B,)."""
         path, steps = student.denoiser.path, student.steps
         times = student.grid(path, steps)
-        f, x = student.denoiser.bind(cond, y), student.begin(noise, y)
+        f, x = student.denoiser.bind(cond, y), student.begin(noise, y, float(times[0]))
         for k in range(int(exit_at.max())):
             passes = k >= exit_at - self.through  # (B,)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.through > 0 and bool(passes.any())):

@@ -21,13 +21,18 @@ class Grid(ABC):
     def __call__(self, path: Path, n: int) -> Tensor: ...
 
 
-def between(path: Path, n: int, end: float | None) -> tuple[float, float]:
-    """(t_max, clean end) of a grid of n >= 1 steps; `end` replaces the path's own clean end."""
+def between(path: Path, n: int, end: float | None, start: float | None = None) -> tuple[float, float]:
+    """(noisy, clean end) of a grid of n >= 1 steps, the path's own unless given."""
     if n < 1:
         raise ValueError(f"a grid needs at least 1 step, not {n}")
     if end is not None and not path.t_min <= end < path.t_max:
         raise ValueError(f"a grid on {type(path).__name__} ends in [{path.t_min:g}, {path.t_max:g}), not at {end}")
-    return path.t_max, path.t_min if end is None else end
+    lo = path.t_min if end is None else end
+    if start is not None and not lo < start <= path.t_max:
+        raise ValueError(
+            f"a grid on {type(path).__name__} that ends at {lo:g} begins in ({lo:g}, {path.t_max:g}], not at {start}"
+        )
+    return path.t_max if start is None else start, lo
 
 
 def unit(n: int) -> Tensor:

@@ -10,12 +10,16 @@ from fewstep.paths import Path
 
 @dataclass(frozen=True)
 class Uniform(Grid):
-    """Equal steps in t. `Uniform(end=1e-4)` is SB-VE's official grid, `ThenClean(Uniform(end=0.03))` SGMSE's."""
+    """Equal steps in t. `Uniform(end=1e-4)` is SB-VE's official grid, `ThenClean(Uniform(end=0.03))` SGMSE's.
+
+    start, end: t_max and the path's clean end unless given.
+    """
 
     end: float | None = None
+    start: float | None = None
 
     def __call__(self, path: Path, n: int) -> Tensor:
-        hi, lo = between(path, n, self.end)
+        hi, lo = between(path, n, self.end, self.start)
         t = hi + unit(n) * (lo - hi)
         t[-1] = lo
         return t

@@ -148,7 +148,7 @@ class Teacher:
         if self.own:
             return None, model.generate(noise, cond, y, self.job.steps, generator=generator)
         path = model.denoiser.path
-        start, keep = path.start(noise, y), _Keep(self.kept)
+        start, keep = model.begin(noise, y, float(self.grid[0])), _Keep(self.kept)
         end = sample(
             model.bind(cond, y, self.job.cfg),
             start,

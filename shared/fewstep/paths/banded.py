@@ -75,9 +75,9 @@ class BandedPath(Path):
         c = self.coeffs(t, x0)
         return c.da * x0 + c.ds * eps
 
-    def start(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
-        end = torch.full((len(noise),), self.t_max, dtype=torch.float64, device=noise.device)
-        return self.coeffs(end, noise).s * noise
+    def start(self, noise: Tensor, y: Tensor | None = None, t: float | None = None) -> Tensor:
+        at = torch.full((len(noise),), self.t_max if t is None else t, dtype=torch.float64, device=noise.device)
+        return self.coeffs(at, noise).s * noise
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,13 @@ class Path(ABC):
         u = da * x0 + ds * eps
         return u if y is None else u + db * y
 
-    def start(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Where sampling begins, at t_max: s eps without an anchor, (a + b) y + s eps with one.
+    def start(self, noise: Tensor, y: Tensor | None = None, t: float | None = None) -> Tensor:
+        """Where sampling begins, at t, t_max unless given: s eps without an anchor, (a + b) y + s eps with one.
 
-        With an anchor the unknown a x0 is replaced by a y (ResShift drops a (x0 - y) in the same way).
+        With an anchor the unknown a x0 is replaced by a y (ResShift drops a (x0 - y) in the same way). Without one it is left out, so that below
+        t_max the state is no sample of the path's: right for what was trained to begin so (SiD's students at sigma 2.5, arXiv:2404.04057).
         """
-        a, b, s = self.levels(self.t_max)
+        a, b, s = self.levels(self.t_max if t is None else t)
         x = s * noise
         return x if y is None else x + (a + b) * y
 

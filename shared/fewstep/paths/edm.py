@@ -42,9 +42,9 @@ class PriorEDM(EDM):
     def rates(self, t: Tensor) -> Triple:
         return torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t)
 
-    def start(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """t_max (y + eps): x0 is left out, as on EDM, not replaced by y, which is the mean of the noise here."""
-        return self.t_max * (noise if y is None else noise + y)
+    def start(self, noise: Tensor, y: Tensor | None = None, t: float | None = None) -> Tensor:
+        """t (y + eps): x0 is left out, as on EDM, not replaced by y, which is the mean of the noise here."""
+        return (self.t_max if t is None else t) * (noise if y is None else noise + y)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class MixGRPO(Aligner):
         noise = noise[:count].repeat_interleave(self.group, 0) if self.shared_noise else noise
         f, path, solver = self.student.denoiser.bind(cond, y), self.student.denoiser.path, self.student.solver
         first = self.window.first(self.done // self.updates, self.student.steps)
-        end, x = first + self.window.size, path.start(noise, y)
+        end, x = first + self.window.size, self.student.begin(noise, y, float(self.times[0]))
         x = sample(f, x, path, solver, self.times[: first + 1], y) if first else x
         states, steps = [x], []
         for k in range(first, end):

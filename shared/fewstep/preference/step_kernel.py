@@ -81,7 +81,8 @@ def noised_trajectory(student: Generator, x0: Tensor, y: Tensor | None = None) -
 def follow(denoise: Denoise, student: Generator, noise: Tensor, y: Tensor | None) -> Tensor:
     """The states of the student's sampler with this denoiser, (B, n + 1, ...)."""
     path = student.denoiser.path
-    times, x = student.grid(path, student.steps).to(noise.device), path.start(noise, y)
+    times = student.grid(path, student.steps)
+    x = student.begin(noise, y, float(times[0]))
     states = [x]
     for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         at, end = (torch.full((len(x),), v, dtype=torch.float64, device=x.device) for v in (t, s))
